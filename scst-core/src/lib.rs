@@ -1,0 +1,2 @@
+//! The SCSI target core of SCST.
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! The SCST server.
+#![forbid(unsafe_code)]
+fn main() {}
