@@ -1,2 +1,83 @@
-//! House tasks: `cargo xtask ci|tidy|nightly`.
-fn main() {}
+//! House tasks: `cargo xtask ci`, `cargo xtask tidy`, `cargo xtask nightly`, `cargo xtask prepush`.
+//!
+//! `ci` is what `.ci/run` calls after it has installed the tools; `tidy` is the house checks alone;
+//! `nightly` is the second test tier: the same tests with larger numbers.
+#![forbid(unsafe_code)]
+
+mod lex;
+mod nightly;
+mod sh;
+mod tidy;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "usage: cargo xtask <task>
+
+  ci               fmt, clippy, rustdoc (warnings are errors), tidy, tests
+  prepush          the same without the integration tests
+  tidy [--bless]   house checks; --bless rewrites docs/unsafe.tsv from the tree
+  nightly [PART..] second test tier; parts: torn props loom kill conformance image (default: all)";
+
+fn main() -> ExitCode {
+    match run(&std::env::args().skip(1).collect::<Vec<_>>()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("xtask: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &[String]) -> Result<()> {
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args.as_slice() {
+        ["ci"] => ci(),
+        ["prepush"] => prepush(),
+        ["tidy"] => tidy::check(tidy::Ledger::Check),
+        ["tidy", "--bless"] => tidy::check(tidy::Ledger::Rewrite),
+        ["nightly", parts @ ..] => nightly::run(parts),
+        [] | ["help" | "-h" | "--help"] => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        other => bail!("unknown task {:?}\n{USAGE}", other.join(" ")),
+    }
+}
+
+/// All that a change must pass.
+fn ci() -> Result<()> {
+    house()?;
+    // The README's test command, word for word.
+    sh::step("tests", &["cargo", "test", "--workspace"], &[])
+}
+
+fn prepush() -> Result<()> {
+    house()?;
+    let fast = ["cargo", "test", "--workspace", "--exclude", "scst-tests"];
+    sh::step("fast tests", &fast, &[])
+}
+
+fn house() -> Result<()> {
+    sh::step("rustfmt", &["cargo", "fmt", "--all", "--check"], &[])?;
+    tidy::check(tidy::Ledger::Check)?;
+    let clippy = [
+        "cargo",
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    sh::step("clippy", &clippy, &[])?;
+    let doc = [
+        "cargo",
+        "doc",
+        "--workspace",
+        "--no-deps",
+        "--document-private-items",
+    ];
+    sh::step("rustdoc", &doc, &[("RUSTDOCFLAGS", "-D warnings")])
+}
