@@ -1,0 +1,90 @@
+//! What the core asks of a device handler.
+//!
+//! C source: `struct scst_dev_type` of `scst/include/scst.h`
+
+use crate::cmd::{Cmd, ExecRes};
+use crate::device::Device;
+use crate::mgmt::MgmtCmd;
+use crate::tgt_dev::TgtDev;
+use kshim::error::Result;
+use std::sync::Arc;
+
+/// Where `exec` runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExecContext {
+    /// On a reactor: must not sleep; [`ExecRes::NeedThread`] is the way out.
+    Atomic,
+    /// On a thread of the device's pool: may sleep.
+    Thread,
+}
+
+/// Who provides a command's data buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BufAlloc {
+    /// The core, from the SGV pool.
+    Default,
+    /// The handler has put it into the command (memory it lends).
+    Done,
+}
+
+/// A device handler's instance for one device. Handlers are shared by all nexuses: every method takes `&self`.
+#[doc(alias = "scst_dev_type")]
+pub trait DevHandler: Send + Sync + 'static {
+    /// The handler's name, as in `/sys/kernel/scst_tgt/handlers` (`vdisk_fileio`, ...).
+    fn name(&self) -> &'static str;
+
+    /// Peripheral device type (SPC-4 6.6.2).
+    #[doc(alias = "type")]
+    fn type_code(&self) -> u8;
+
+    /// log2 of the logical block size, as the CDB decoder needs it to know lengths.
+    fn block_shift(&self) -> u8;
+
+    /// Threads of the device's own pool: negative for none (exec never sleeps), 0 for the global pool.
+    fn threads_num(&self) -> i32 {
+        0
+    }
+
+    /// Called when the device has been registered; keeps what it needs of the core's device object.
+    /// Context: may sleep.
+    fn attach(&self, _dev: &Arc<Device>) -> Result {
+        Ok(())
+    }
+
+    /// Called when the device has been unregistered and no command is left. Context: may sleep.
+    fn detach(&self, _dev: &Device) {}
+
+    /// A nexus begins to use the device. Context: may sleep.
+    fn attach_tgt(&self, _tgt_dev: &TgtDev) -> Result {
+        Ok(())
+    }
+
+    /// A nexus stops using the device. Context: may sleep.
+    fn detach_tgt(&self, _tgt_dev: &TgtDev) {}
+
+    /// Checks the decoded CDB against the device (range, lengths) and may correct the command's lengths.
+    /// Fails it with [`Cmd::set_sense`]. Context: reactor.
+    fn parse(&self, cmd: &mut Cmd);
+
+    /// May lend memory as the command's data buffer ([`Cmd::sg_mut`]). Context: reactor.
+    #[doc(alias = "dev_alloc_data_buf")]
+    fn alloc_data_buf(&self, _cmd: &mut Cmd) -> BufAlloc {
+        BufAlloc::Default
+    }
+
+    /// Executes the command. Status GOOD is preset; the response length is the buffer's for reads.
+    /// Context: as `cx` says.
+    fn exec(&self, cmd: Box<Cmd>, cx: ExecContext) -> ExecRes;
+
+    /// Last look at an executed command. Context: reactor.
+    fn dev_done(&self, _cmd: &mut Cmd) {}
+
+    /// The command goes away. Context: reactor.
+    fn on_free_cmd(&self, _cmd: &mut Cmd) {}
+
+    /// Task management concerns this device; commands are already marked. Context: may sleep.
+    fn task_mgmt_fn_received(&self, _mcmd: &MgmtCmd, _tgt_dev: &TgtDev) {}
+
+    /// All commands that the function concerns have left the device. Context: may sleep.
+    fn task_mgmt_fn_done(&self, _mcmd: &MgmtCmd, _tgt_dev: &TgtDev) {}
+}

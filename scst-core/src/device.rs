@@ -1,0 +1,128 @@
+//! A logical unit.
+//!
+//! C source: `struct scst_device` of `scst/include/scst.h`, `scst_alloc_device` of `scst/src/scst_lib.c`
+
+use crate::blocking::DevBlock;
+use crate::cmd::{Cmd, CmdThreads};
+use crate::consts::DEF_MAX_TGT_DEV_COMMANDS;
+use crate::dev_type::DevHandler;
+use crate::order::OrderData;
+use crate::sense::Sense;
+use crate::tgt_dev::TgtDev;
+use kshim::sync::SpinLock;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
+
+/// Bits of the Control mode page (SPC-4 7.5.8) that steer the core. The handler owns changing them.
+#[derive(Debug)]
+pub struct ControlMode {
+    /// Task set type: 0 one task set for all nexuses, 1 one per nexus.
+    pub tst: AtomicU8,
+    /// Queue algorithm modifier: 0 restricted reordering, 1 unrestricted.
+    pub queue_alg: AtomicU8,
+    /// Queue error management.
+    pub qerr: AtomicU8,
+    /// Task aborted status.
+    pub tas: AtomicBool,
+    /// Software write protect.
+    pub swp: AtomicBool,
+    /// Descriptor format sense data.
+    pub d_sense: AtomicBool,
+    /// Only task management ends an ACA.
+    pub tmf_only: AtomicBool,
+    /// Disable protection information check when protect is zero.
+    pub dpicz: AtomicBool,
+}
+
+impl Default for ControlMode {
+    /// SCST's defaults: TST=1, QAM=1, everything else 0.
+    fn default() -> Self {
+        Self {
+            tst: AtomicU8::new(1),
+            queue_alg: AtomicU8::new(1),
+            qerr: AtomicU8::new(0),
+            tas: AtomicBool::new(false),
+            swp: AtomicBool::new(false),
+            d_sense: AtomicBool::new(false),
+            tmf_only: AtomicBool::new(false),
+            dpicz: AtomicBool::new(false),
+        }
+    }
+}
+
+/// A logical unit: what all nexuses share.
+#[doc(alias = "scst_device")]
+pub struct Device {
+    name: String,
+    handler: Arc<dyn DevHandler>,
+    /// Control mode bits.
+    pub control: ControlMode,
+    /// Commands one nexus may have here (`max_tgt_dev_commands`).
+    pub max_tgt_dev_commands: AtomicU32,
+    /// The one task set of a device with TST=0.
+    pub(crate) order: Arc<OrderData<Box<Cmd>>>,
+    #[doc(alias = "dev_exec_cmd_list")]
+    pub(crate) block: DevBlock<Box<Cmd>>,
+    #[doc(alias = "dev_tgt_dev_list")]
+    pub(crate) tgt_devs: SpinLock<Vec<Weak<TgtDev>>>,
+    pub(crate) threads: Arc<CmdThreads>,
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Device").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Device {
+    pub(crate) fn new(name: &str, handler: Arc<dyn DevHandler>, threads: Arc<CmdThreads>) -> Self {
+        Self {
+            name: name.to_owned(),
+            handler,
+            control: ControlMode::default(),
+            max_tgt_dev_commands: AtomicU32::new(DEF_MAX_TGT_DEV_COMMANDS),
+            order: Arc::new(OrderData::new()),
+            block: DevBlock::new(),
+            tgt_devs: SpinLock::new(Vec::new()),
+            threads,
+        }
+    }
+
+    /// The device's name (`virt_name`).
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The handler's instance.
+    #[inline]
+    pub fn handler(&self) -> &Arc<dyn DevHandler> {
+        &self.handler
+    }
+
+    /// All nexuses that see the device now. Context: any.
+    pub fn tgt_devs(&self) -> Vec<Arc<TgtDev>> {
+        self.tgt_devs.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Queues a unit attention for all nexuses but `except`. Context: any.
+    #[doc(alias = "scst_dev_check_set_UA")]
+    pub fn check_set_ua(&self, s: Sense, except: Option<&TgtDev>) {
+        for t in self.tgt_devs() {
+            if except.is_none_or(|e| !std::ptr::eq(e, &*t)) {
+                t.check_set_ua(s);
+            }
+        }
+    }
+
+    /// The capacity has changed: initiators learn it by a unit attention 2A/09. Context: any.
+    #[doc(alias = "scst_capacity_data_changed")]
+    pub fn capacity_data_changed(&self) {
+        self.check_set_ua(crate::sense::CAPACITY_DATA_CHANGED, None);
+    }
+
+    /// Whether the logical unit is write protected for everybody by software (SWP).
+    #[inline]
+    pub fn is_swp(&self) -> bool {
+        self.control.swp.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,173 @@
+//! A session: the nexus of one initiator port and one target port.
+//!
+//! C source: `struct scst_session` of `scst/include/scst.h`
+
+use crate::acg::AcgId;
+use crate::cmd::{Cmd, CmdHome, CmdShared, HomeId};
+use crate::core::Core;
+use crate::stats::IoStats;
+use crate::tgt::Tgt;
+use crate::tgt_dev::TgtDev;
+use kshim::sync::SpinLock;
+use kshim::sync::rcu::{self, Rcu};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// The LUN map of a session, read without a lock: LUNs below [`LunTable::DIRECT`] by index, others by search.
+#[doc(alias = "sess_tgt_dev_list")]
+#[derive(Debug, Default)]
+pub(crate) struct LunTable {
+    direct: Vec<Option<Arc<TgtDev>>>,
+    rest: Vec<Arc<TgtDev>>,
+}
+
+impl LunTable {
+    const DIRECT: u64 = 256;
+
+    pub(crate) fn from_iter(luns: impl IntoIterator<Item = Arc<TgtDev>>) -> Self {
+        let mut table = Self::default();
+        for t in luns {
+            if t.lun < Self::DIRECT {
+                let at = usize::try_from(t.lun).unwrap_or(0);
+                if table.direct.len() <= at {
+                    table.direct.resize(at.saturating_add(1), None);
+                }
+                if let Some(slot) = table.direct.get_mut(at) {
+                    *slot = Some(t);
+                }
+            } else {
+                table.rest.push(t);
+            }
+        }
+        table.rest.sort_by_key(|t| t.lun);
+        table
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, lun: u64) -> Option<&Arc<TgtDev>> {
+        if lun < Self::DIRECT {
+            self.direct.get(usize::try_from(lun).ok()?)?.as_ref()
+        } else {
+            let at = self.rest.binary_search_by_key(&lun, |t| t.lun).ok()?;
+            self.rest.get(at)
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<TgtDev>> {
+        self.direct.iter().flatten().chain(&self.rest)
+    }
+}
+
+/// An I_T nexus.
+#[doc(alias = "scst_session")]
+pub struct Session {
+    pub(crate) core: Arc<Core>,
+    tgt: Arc<Tgt>,
+    initiator_name: String,
+    pub(crate) acg: AcgId,
+    pub(crate) home: Arc<dyn CmdHome>,
+    pub(crate) home_id: HomeId,
+    pub(crate) luns: Rcu<LunTable>,
+    /// The shared halves of all commands ever made for the session and not yet dropped.
+    #[doc(alias = "sess_cmd_list")]
+    pub(crate) cmds: SpinLock<Vec<Arc<CmdShared>>>,
+    /// I/O statistics.
+    pub stats: IoStats,
+    pub(crate) unregistering: AtomicBool,
+    /// The transport's own name of the session.
+    pub tgt_priv: u64,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("initiator", &self.initiator_name)
+            .field("target", &self.tgt.name())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    pub(crate) fn new(
+        core: Arc<Core>,
+        tgt: Arc<Tgt>,
+        initiator_name: &str,
+        home: Arc<dyn CmdHome>,
+        tgt_priv: u64,
+    ) -> Self {
+        Self {
+            core,
+            acg: tgt.find_acg(initiator_name),
+            tgt,
+            initiator_name: initiator_name.to_owned(),
+            home_id: home.id(),
+            home,
+            luns: Rcu::new(LunTable::default()),
+            cmds: SpinLock::new(Vec::new()),
+            stats: IoStats::new(),
+            unregistering: AtomicBool::new(false),
+            tgt_priv,
+        }
+    }
+
+    /// The initiator's name, as the transport gave it.
+    pub fn initiator_name(&self) -> &str {
+        &self.initiator_name
+    }
+
+    /// The target port.
+    #[inline]
+    pub fn tgt(&self) -> &Arc<Tgt> {
+        &self.tgt
+    }
+
+    /// The nexus of a LUN. Context: any.
+    #[doc(alias = "scst_lookup_tgt_dev")]
+    pub fn lookup_tgt_dev(&self, lun: u64) -> Option<Arc<TgtDev>> {
+        let guard = rcu::read_lock();
+        self.luns.read(&guard).get(lun).cloned()
+    }
+
+    /// All nexuses of the session, by LUN. Context: any.
+    pub fn tgt_devs(&self) -> Vec<Arc<TgtDev>> {
+        let guard = rcu::read_lock();
+        self.luns.read(&guard).iter().cloned().collect()
+    }
+
+    /// Commands between reception and recycling. Walks the table: for rare paths. Context: any.
+    #[doc(alias = "sess_cmd_count")]
+    pub fn live_cmds(&self) -> usize {
+        self.cmds.lock().iter().filter(|c| c.live().is_some()).count()
+    }
+
+    /// Begins a command. `recycled` is a finished command of this session ([`crate::cmd::TgtHost::on_free_cmd`]), so
+    /// that steady state allocates nothing. `extended_cdb` follows the first 16 bytes. Context: the session's home.
+    #[doc(alias = "scst_rx_cmd")]
+    pub fn rx_cmd(
+        self: &Arc<Self>,
+        recycled: Option<Box<Cmd>>,
+        lun: [u8; 8],
+        cdb: &[u8; 16],
+        extended_cdb: &[u8],
+    ) -> Box<Cmd> {
+        let mut cmd = match recycled {
+            Some(cmd) if Arc::ptr_eq(&cmd.sess, self) => cmd,
+            _ => self.new_cmd(),
+        };
+        cmd.begin(lun, cdb, extended_cdb);
+        cmd
+    }
+
+    fn new_cmd(self: &Arc<Self>) -> Box<Cmd> {
+        let shared = Arc::new(CmdShared::default());
+        {
+            let mut cmds = self.cmds.lock();
+            if cmds.len() == cmds.capacity() {
+                // Commands that the transport dropped instead of recycling leave only our reference.
+                cmds.retain(|c| Arc::strong_count(c) > 1);
+            }
+            cmds.push(Arc::clone(&shared));
+        }
+        Box::new(Cmd::new(shared, Arc::clone(self)))
+    }
+}

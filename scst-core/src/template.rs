@@ -1,0 +1,39 @@
+//! What the core asks of a transport driver, apart from what runs at a command's home ([`crate::cmd::TgtHost`]).
+//!
+//! C source: `struct scst_tgt_template` of `scst/include/scst.h`
+
+use crate::mgmt::MgmtCmd;
+use crate::session::Session;
+use std::sync::Arc;
+
+/// A transport driver.
+#[doc(alias = "scst_tgt_template")]
+pub trait TgtTemplate: Send + Sync + 'static {
+    /// The driver's name, as in `/sys/kernel/scst_tgt/targets` (`iscsi`, ...).
+    fn name(&self) -> &'static str;
+
+    /// Version descriptor of the transport protocol for INQUIRY (SPC-4 6.6.2), e.g. 0960h for iSCSI.
+    #[doc(alias = "get_scsi_transport_version")]
+    fn scsi_transport_version(&self) -> u16;
+
+    /// Version descriptor of the physical transport; 0 for none.
+    #[doc(alias = "get_phys_transport_version")]
+    fn phys_transport_version(&self) -> u16 {
+        0
+    }
+
+    /// The TransportID of a session's initiator port (SPC-4 7.6.4), or of one named by `initiator` on this driver.
+    #[doc(alias = "get_initiator_port_transport_id")]
+    fn initiator_port_transport_id(&self, _sess: Option<&Session>) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// Commands concerned by the function are out of the devices. Context: TM thread.
+    fn task_mgmt_affected_cmds_done(&self, _mcmd: &Arc<MgmtCmd>) {}
+
+    /// The function is complete; its status is in `mcmd`. Context: TM thread.
+    fn task_mgmt_fn_done(&self, mcmd: &Arc<MgmtCmd>);
+
+    /// The session is being torn down by management: the driver closes its connections. Context: may sleep.
+    fn close_session(&self, sess: &Arc<Session>);
+}

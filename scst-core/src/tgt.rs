@@ -1,0 +1,82 @@
+//! A target port.
+//!
+//! C source: `struct scst_tgt` of `scst/include/scst.h`
+
+use crate::acg::{Acg, AcgId};
+use crate::acn::wildcmp;
+use crate::session::Session;
+use crate::template::TgtTemplate;
+use kshim::sync::SpinLock;
+use std::sync::atomic::{AtomicBool, AtomicU16};
+use std::sync::{Arc, Weak};
+
+/// A target port of a transport driver.
+#[doc(alias = "scst_tgt")]
+pub struct Tgt {
+    name: String,
+    pub(crate) template: Arc<dyn TgtTemplate>,
+    /// Relative target port identifier (SPC-4 3.1.120).
+    pub rel_tgt_id: AtomicU16,
+    /// Whether initiators may log in.
+    pub enabled: AtomicBool,
+    /// The default group first, then the others. Changed only under the configuration lock.
+    pub(crate) acgs: SpinLock<Vec<Acg>>,
+    #[doc(alias = "sess_list")]
+    pub(crate) sessions: SpinLock<Vec<Weak<Session>>>,
+}
+
+impl std::fmt::Debug for Tgt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tgt").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Tgt {
+    pub(crate) fn new(name: &str, template: Arc<dyn TgtTemplate>, rel_tgt_id: u16) -> Self {
+        Self {
+            name: name.to_owned(),
+            template,
+            rel_tgt_id: AtomicU16::new(rel_tgt_id),
+            enabled: AtomicBool::new(false),
+            acgs: SpinLock::new(vec![Acg::new(name)]),
+            sessions: SpinLock::new(Vec::new()),
+        }
+    }
+
+    /// The target's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The driver.
+    pub fn template(&self) -> &Arc<dyn TgtTemplate> {
+        &self.template
+    }
+
+    /// The live sessions. Context: any.
+    pub fn sessions(&self) -> Vec<Arc<Session>> {
+        self.sessions.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// The group an initiator belongs to: the first with a matching pattern, else the default one. Context: any.
+    #[doc(alias = "scst_find_acg")]
+    pub fn find_acg(&self, initiator_name: &str) -> AcgId {
+        let acgs = self.acgs.lock();
+        let mut named = acgs.iter().skip(1);
+        named
+            .find(|a| a.acns.iter().any(|p| wildcmp(p, initiator_name)))
+            .or_else(|| acgs.first())
+            .map(|a| a.id)
+            .expect("a target always has its default group")
+    }
+
+    /// A copy of a group.
+    pub fn acg(&self, id: AcgId) -> Option<Acg> {
+        self.acgs.lock().iter().find(|a| a.id == id).cloned()
+    }
+
+    /// A copy of the default group.
+    pub fn default_acg(&self) -> Acg {
+        self.acgs.lock().first().cloned().expect("a target always has its default group")
+    }
+}

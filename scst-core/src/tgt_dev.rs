@@ -1,0 +1,98 @@
+//! An I_T_L nexus: one logical unit as one session sees it.
+//!
+//! C source: `struct scst_tgt_dev` of `scst/include/scst.h`, `scst_alloc_add_tgt_dev` of `scst/src/scst_lib.c`
+
+use crate::cmd::{Cmd, CmdThreads};
+use crate::device::Device;
+use crate::order::OrderData;
+use crate::sense::{self, Sense, SenseExtra};
+use crate::session::Session;
+use crate::ua::UaQueue;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
+
+/// One logical unit as one session sees it.
+#[doc(alias = "scst_tgt_dev")]
+pub struct TgtDev {
+    /// The LUN by which the session addresses it.
+    pub lun: u64,
+    /// The logical unit.
+    pub dev: Arc<Device>,
+    pub(crate) sess: Weak<Session>,
+    /// The task set: this nexus' own (TST=1) or the device's (TST=0).
+    #[doc(alias = "curr_order_data")]
+    pub(crate) order: Arc<OrderData<Box<Cmd>>>,
+    pub(crate) ua: UaQueue,
+    #[doc(alias = "tgt_dev_cmd_count")]
+    pub(crate) cmd_count: AtomicU32,
+    #[doc(alias = "tgt_dev_rd_only")]
+    pub(crate) rd_only: AtomicBool,
+    #[doc(alias = "active_cmd_threads")]
+    pub(crate) threads: Arc<CmdThreads>,
+}
+
+impl std::fmt::Debug for TgtDev {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TgtDev")
+            .field("lun", &self.lun)
+            .field("dev", &self.dev.name())
+            .finish_non_exhaustive()
+    }
+}
+
+impl TgtDev {
+    pub(crate) fn new(
+        lun: u64,
+        dev: Arc<Device>,
+        sess: Weak<Session>,
+        threads: Arc<CmdThreads>,
+        rd_only: bool,
+    ) -> Self {
+        let order = if dev.control.tst.load(Ordering::Relaxed) == 0 {
+            Arc::clone(&dev.order)
+        } else {
+            Arc::new(OrderData::new())
+        };
+        Self {
+            lun,
+            dev,
+            sess,
+            order,
+            ua: UaQueue::new(),
+            cmd_count: AtomicU32::new(0),
+            rd_only: AtomicBool::new(rd_only),
+            threads,
+        }
+    }
+
+    /// The session, unless it is gone.
+    pub fn session(&self) -> Option<Arc<Session>> {
+        self.sess.upgrade()
+    }
+
+    /// Commands between LUN translation and their end.
+    #[inline]
+    pub fn active_commands(&self) -> u32 {
+        self.cmd_count.load(Ordering::Relaxed)
+    }
+
+    /// Whether this nexus may only read.
+    #[inline]
+    pub fn is_read_only(&self) -> bool {
+        self.rd_only.load(Ordering::Relaxed)
+    }
+
+    /// Queues a unit attention unless the same one waits already. Context: any.
+    #[doc(alias = "scst_check_set_UA")]
+    pub fn check_set_ua(&self, s: Sense) {
+        let mut data = Vec::with_capacity(crate::consts::SENSE_BUFFERSIZE);
+        sense::build(&mut data, self.d_sense_for_ua(s), s, SenseExtra::None);
+        self.ua.check_set(&data, crate::ua::UaPlace::for_sense(s));
+    }
+
+    /// Sense of unit attentions 29/xx and 2A/01 is always fixed format: they may change or follow a change of D_SENSE.
+    fn d_sense_for_ua(&self, s: Sense) -> bool {
+        let always_fixed = s.asc == 0x29 || (s.asc == 0x2a && s.ascq == 0x01);
+        !always_fixed && self.dev.control.d_sense.load(Ordering::Relaxed)
+    }
+}
