@@ -1,6 +1,11 @@
 //! SCST's iSCSI target driver on `scst-core`: login and discovery (the daemon half of the C code) and the full
 //! feature phase (its kernel half).
 #![forbid(unsafe_code)]
+#![expect(
+    non_ascii_idents,
+    reason = "identifiers that zerocopy's derives make; the lint has crate scope only"
+)]
 
 pub mod login;
 pub mod pdu;
+pub mod sn;
