@@ -1,1 +1,180 @@
-//! print
+//! Printing facilities: `pr_err!` and its kin.
+//!
+//! The macros forward to the `log` crate with the caller's module path as target; the binary installs the logger.
+//! `log` has five levels: emergency to error are `Error`, notice and info are `Info`. Arguments are not evaluated when the
+//! level is off. No trailing newline is needed.
+//!
+//! What a peer can provoke goes through the `_ratelimited` forms: at most [`RATELIMIT_BURST`] lines of one call site
+//! in [`RATELIMIT_INTERVAL_MS`], then one line that says how many were left out.
+//!
+//! ```
+//! use kshim::{pr_err, pr_info, pr_warn_ratelimited};
+//!
+//! let dev = "disk0";
+//! pr_info!("device {dev} registered");
+//! pr_err!("{}: I/O error, sector {}", dev, 8);
+//! for _ in 0..1000 {
+//!     pr_warn_ratelimited!("peer sent nonsense");
+//! }
+//! ```
+//!
+//! C header: `include/linux/printk.h`, `include/linux/ratelimit.h`
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+#[doc(hidden)]
+pub use log as __log;
+
+/// Length of the window of a rate limit.
+#[doc(alias = "DEFAULT_RATELIMIT_INTERVAL")]
+pub const RATELIMIT_INTERVAL_MS: u64 = 5_000;
+/// Lines let through in one window.
+#[doc(alias = "DEFAULT_RATELIMIT_BURST")]
+pub const RATELIMIT_BURST: u32 = 10;
+
+/// What a [`RateLimit`] says about one line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Print it; so many were suppressed since the last one that was printed.
+    Print {
+        /// Suppressed lines.
+        missed: u32,
+    },
+    /// Leave it out.
+    Suppress,
+}
+
+/// A rate limit of one call site, in a `static`.
+///
+/// Context: any thread; lock-free.
+#[doc(alias = "ratelimit_state")]
+#[derive(Debug)]
+pub struct RateLimit {
+    /// Window start in ms (upper 40 bits), lines in the window (lower 24 bits).
+    state: AtomicU64,
+    missed: AtomicU64,
+}
+
+const COUNT_BITS: u32 = 24;
+const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
+
+impl RateLimit {
+    /// A limit with the default interval and burst.
+    #[allow(clippy::new_without_default, reason = "lives in statics, made by macros")]
+    pub const fn new() -> RateLimit {
+        RateLimit { state: AtomicU64::new(0), missed: AtomicU64::new(0) }
+    }
+
+    /// Counts a line and says whether it may be printed.
+    ///
+    /// Context: any.
+    #[doc(alias = "__ratelimit")]
+    pub fn check(&self) -> Verdict {
+        self.check_at(crate::sys::linux::proc::coarse_ms())
+    }
+
+    fn check_at(&self, now_ms: u64) -> Verdict {
+        // One more than 0, so that a fresh state (window start 0) always begins a window.
+        let now = now_ms.wrapping_add(RATELIMIT_INTERVAL_MS + 1) & (u64::MAX >> COUNT_BITS);
+        let mut allowed = false;
+        // The state is a hint: a lost race costs a line more or less.
+        let _ = self.state.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |s| {
+            let (start, n) = (s >> COUNT_BITS, s & COUNT_MASK);
+            if now.wrapping_sub(start) > RATELIMIT_INTERVAL_MS {
+                allowed = true;
+                Some((now << COUNT_BITS) | 1)
+            } else if n < u64::from(RATELIMIT_BURST) {
+                allowed = true;
+                Some(s + 1)
+            } else {
+                allowed = false;
+                None
+            }
+        });
+        if allowed {
+            let missed = self.missed.swap(0, Ordering::Relaxed);
+            Verdict::Print { missed: u32::try_from(missed).unwrap_or(u32::MAX) }
+        } else {
+            self.missed.fetch_add(1, Ordering::Relaxed);
+            Verdict::Suppress
+        }
+    }
+}
+
+/// Prints an emergency-level message: the process is about to abort.
+#[macro_export]
+macro_rules! pr_emerg { ($($arg:tt)+) => { $crate::print::__log::error!($($arg)+) }; }
+/// Prints an alert-level message.
+#[macro_export]
+macro_rules! pr_alert { ($($arg:tt)+) => { $crate::print::__log::error!($($arg)+) }; }
+/// Prints a critical-level message.
+#[macro_export]
+macro_rules! pr_crit { ($($arg:tt)+) => { $crate::print::__log::error!($($arg)+) }; }
+/// Prints an error: a requested operation or an I/O failed.
+#[macro_export]
+macro_rules! pr_err { ($($arg:tt)+) => { $crate::print::__log::error!($($arg)+) }; }
+/// Prints a warning: odd but handled.
+#[macro_export]
+macro_rules! pr_warn { ($($arg:tt)+) => { $crate::print::__log::warn!($($arg)+) }; }
+/// Prints a notice: a rare change of state.
+#[macro_export]
+macro_rules! pr_notice { ($($arg:tt)+) => { $crate::print::__log::info!($($arg)+) }; }
+/// Prints an information.
+#[macro_export]
+macro_rules! pr_info { ($($arg:tt)+) => { $crate::print::__log::info!($($arg)+) }; }
+/// Prints a debug message.
+#[macro_export]
+macro_rules! pr_debug { ($($arg:tt)+) => { $crate::print::__log::debug!($($arg)+) }; }
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __pr_ratelimited {
+    ($level:ident, $($arg:tt)+) => {{
+        static __RATELIMIT: $crate::print::RateLimit = $crate::print::RateLimit::new();
+        if let $crate::print::Verdict::Print { missed } = __RATELIMIT.check() {
+            if missed > 0 {
+                $crate::print::__log::$level!("{missed} messages of this kind suppressed");
+            }
+            $crate::print::__log::$level!($($arg)+);
+        }
+    }};
+}
+
+/// [`pr_err!`](crate::pr_err), rate limited per call site.
+#[macro_export]
+macro_rules! pr_err_ratelimited { ($($arg:tt)+) => { $crate::__pr_ratelimited!(error, $($arg)+) }; }
+/// [`pr_warn!`](crate::pr_warn), rate limited per call site.
+#[macro_export]
+macro_rules! pr_warn_ratelimited { ($($arg:tt)+) => { $crate::__pr_ratelimited!(warn, $($arg)+) }; }
+/// [`pr_notice!`](crate::pr_notice), rate limited per call site.
+#[macro_export]
+macro_rules! pr_notice_ratelimited { ($($arg:tt)+) => { $crate::__pr_ratelimited!(info, $($arg)+) }; }
+/// [`pr_info!`](crate::pr_info), rate limited per call site.
+#[macro_export]
+macro_rules! pr_info_ratelimited { ($($arg:tt)+) => { $crate::__pr_ratelimited!(info, $($arg)+) }; }
+/// [`pr_debug!`](crate::pr_debug), rate limited per call site.
+#[macro_export]
+macro_rules! pr_debug_ratelimited { ($($arg:tt)+) => { $crate::__pr_ratelimited!(debug, $($arg)+) }; }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_passes_then_the_rest_is_counted() {
+        let rl = RateLimit::new();
+        for _ in 0..RATELIMIT_BURST {
+            assert_eq!(rl.check_at(100), Verdict::Print { missed: 0 });
+        }
+        for _ in 0..7 {
+            assert_eq!(rl.check_at(101), Verdict::Suppress);
+        }
+        assert_eq!(rl.check_at(101 + RATELIMIT_INTERVAL_MS), Verdict::Print { missed: 7 });
+        assert_eq!(rl.check_at(101 + RATELIMIT_INTERVAL_MS), Verdict::Print { missed: 0 });
+    }
+
+    #[test]
+    fn the_first_line_after_start_passes() {
+        assert_eq!(RateLimit::new().check_at(0), Verdict::Print { missed: 0 });
+    }
+}

@@ -1,1 +1,5 @@
-//! crypto
+//! Checksums.
+
+mod crc32c;
+
+pub use self::crc32c::{crc32c, crc32c_append};

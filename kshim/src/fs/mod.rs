@@ -1,1 +1,78 @@
-//! fs
+//! Files of the host.
+//!
+//! [`File`] is an open regular file or block device, read and written at explicit positions, with the data in an
+//! [`SGTable`](crate::scatterlist::SGTable) or a slice. [`KiocbFlags`] says how one call is to be done. The free functions
+//! work on names.
+//!
+//! C header: `include/linux/fs.h`
+
+mod file;
+mod kiocb;
+
+use std::path::{Path, PathBuf};
+
+pub use file::{File, OpenOptions};
+pub use kiocb::KiocbFlags;
+
+use crate::error::{Result, code};
+use crate::sys::linux::file as sys;
+
+/// Renames a file, replacing what has the new name.
+///
+/// Context: may sleep. Errors: those of `rename(2)`.
+#[doc(alias = "vfs_rename")]
+pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result {
+    sys::rename(from.as_ref(), to.as_ref())
+}
+
+/// Removes a file's name.
+///
+/// Context: may sleep. Errors: those of `unlink(2)`.
+#[doc(alias = "vfs_unlink")]
+pub fn unlink(path: impl AsRef<Path>) -> Result {
+    sys::unlink(path.as_ref())
+}
+
+/// Makes a directory and those above it; one that is there is no error.
+///
+/// Context: may sleep. Errors: those of `mkdir(2)`.
+pub fn create_dir_all(path: impl AsRef<Path>) -> Result {
+    sys::create_dir_all(path.as_ref())
+}
+
+/// Makes the names in a directory durable (after creating, renaming or removing one).
+///
+/// Context: may sleep. Errors: those of `open(2)` and `fsync(2)`.
+pub fn sync_dir(path: impl AsRef<Path>) -> Result {
+    sys::sync_dir(path.as_ref())
+}
+
+/// The absolute path of an existing file with all links resolved.
+///
+/// Context: may sleep. Errors: those of `realpath(3)`.
+#[doc(alias = "kern_path")]
+pub fn canonicalize(path: impl AsRef<Path>) -> Result<PathBuf> {
+    sys::canonicalize(path.as_ref())
+}
+
+/// Reads a small file whole.
+///
+/// Context: may sleep.
+///
+/// # Errors
+///
+/// `EFBIG`: longer than `limit` bytes. Others: those of [`File::open`] and reading.
+#[doc(alias = "kernel_read_file_from_path")]
+pub fn read(path: impl AsRef<Path>, limit: usize) -> Result<Vec<u8>> {
+    let f = File::open(path, &OpenOptions::new().read_only(true))?;
+    let len = usize::try_from(f.size()?)?;
+    if len > limit {
+        return Err(code::EFBIG);
+    }
+    let mut data = Vec::new();
+    data.try_reserve_exact(len)?;
+    data.resize(len, 0);
+    let n = f.read_at(&mut data, 0)?;
+    data.truncate(n);
+    Ok(data)
+}

@@ -1,1 +1,6 @@
 //! Linux tenant.
+
+pub(crate) mod file;
+pub(crate) mod guard;
+pub(crate) mod mem;
+pub(crate) mod proc;

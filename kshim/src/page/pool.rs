@@ -1,0 +1,584 @@
+//! The pool that page buffers come from: size classes, per-thread caches, a depot, give-back when idle.
+//!
+//! Blocks have power-of-two sizes from [`PAGE_SIZE`] to [`PagePool::MAX_BLOCK`]. A thread allocates from and frees to
+//! its own magazine of the class (a stack, under a lock that only the purge ever contends for). Empty and full
+//! magazines exchange half of their capacity with the class's depot; an empty depot maps another span of host memory.
+//!
+//! Every call of [`PagePool::age`] gives back what was not needed since the call before: a magazine's or depot's *low
+//! mark* is how many blocks at the bottom of its stack were never popped in between. Idle blocks go from magazines to
+//! depots, and from depots to the host: a span that is entirely idle is unmapped, other idle blocks lose their memory and
+//! stay as address space. So an idle process holds no buffer memory after a few periods, whichever thread allocated
+//! last.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use parking_lot::Mutex;
+
+use super::PAGE_SIZE;
+use crate::error::{Result, code};
+use crate::sys::linux::mem::Mapping;
+use crate::sys::linux::proc::host_page_size;
+
+/// Number of size classes: 4 KiB, 8 KiB, ... 16 MiB.
+const NR_CLASSES: usize = 13;
+/// Host memory is mapped in pieces of at least so many bytes, and aligned to it.
+const SPAN_SIZE: usize = 2 << 20;
+/// A thread keeps at most so many bytes of one class...
+const MAGAZINE_BYTES: usize = 1 << 20;
+/// ...and at most so many blocks.
+const MAGAZINE_BLOCKS: usize = 64;
+
+const fn class_size(class: usize) -> usize {
+    PAGE_SIZE << class
+}
+
+const fn span_size(class: usize) -> usize {
+    if class_size(class) > SPAN_SIZE { class_size(class) } else { SPAN_SIZE }
+}
+
+/// Blocks a magazine holds at most; 0: the class is not cached per thread.
+const fn magazine_cap(class: usize) -> usize {
+    let n = MAGAZINE_BYTES / class_size(class);
+    if n > MAGAZINE_BLOCKS { MAGAZINE_BLOCKS } else { n }
+}
+
+const fn class_of(len: usize) -> usize {
+    let pages = len.div_ceil(PAGE_SIZE);
+    pages.next_power_of_two().trailing_zeros() as usize
+}
+
+/// Memory of one size class, owned by who holds the value.
+///
+/// # Invariants
+///
+/// `ptr` starts `class_size(class)` readable and writable, initialised bytes inside a span of the class's depot; no
+/// other block overlaps them; the span stays mapped while the block is outside its depot.
+pub(super) struct Block {
+    ptr: NonNull<u8>,
+    class: u8,
+}
+
+// SAFETY: a block owns plain memory of the process; nothing about it belongs to a thread.
+unsafe impl Send for Block {}
+// SAFETY: `&Block` gives the address and size only.
+unsafe impl Sync for Block {}
+
+impl Block {
+    pub(super) fn ptr(&self) -> NonNull<u8> {
+        self.ptr
+    }
+
+    pub(super) fn size(&self) -> usize {
+        class_size(usize::from(self.class))
+    }
+
+    fn span_base(&self) -> usize {
+        self.ptr.addr().get() & !(span_size(usize::from(self.class)) - 1)
+    }
+}
+
+/// A stack of free blocks that remembers how deep it was used.
+#[derive(Default)]
+struct Stack {
+    free: Vec<Block>,
+    /// The smallest length since the last aging.
+    low: usize,
+}
+
+impl Stack {
+    fn pop(&mut self) -> Option<Block> {
+        let b = self.free.pop();
+        self.low = self.low.min(self.free.len());
+        b
+    }
+}
+
+/// Free blocks of one class that no thread caches, and the memory of all of them.
+#[derive(Default)]
+struct Depot {
+    stack: Stack,
+    /// So many blocks at the bottom of the stack have no memory behind them.
+    bare: usize,
+    spans: BTreeMap<usize, Mapping>,
+}
+
+impl Depot {
+    fn pop(&mut self) -> Option<Block> {
+        let b = self.stack.pop();
+        self.bare = self.bare.min(self.stack.free.len());
+        b
+    }
+
+    /// Maps one more span.
+    fn grow(&mut self, class: usize, pool: &Global) -> Result {
+        let size = span_size(class);
+        pool.charge(size)?;
+        let n = size / class_size(class);
+        let span = (self.stack.free.try_reserve(n).map_err(Into::into))
+            .and_then(|()| Mapping::anonymous_aligned(size, size.max(SPAN_SIZE)))
+            .inspect_err(|_| pool.uncharge(size))?;
+        debug_assert!(self.stack.free.is_empty());
+        for i in (0..n).rev() {
+            // SAFETY: `i * class_size < span_size`: inside the mapping.
+            let ptr = unsafe { span.ptr().add(i * class_size(class)) };
+            // INVARIANT: the blocks partition a new span, which is kept in `spans` until all are back.
+            self.stack.free.push(Block { ptr, class: class as u8 });
+        }
+        self.bare = n;
+        self.spans.insert(span.ptr().addr().get(), span);
+        Ok(())
+    }
+
+    /// Gives the lowest `idle` blocks back to the host. Returns the bytes given back.
+    fn release(&mut self, class: usize, idle: usize, pool: &Global) -> usize {
+        let per_span = span_size(class) / class_size(class);
+        let idle = idle.min(self.stack.free.len());
+        let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
+        for b in &self.stack.free[..idle] {
+            *counts.entry(b.span_base()).or_default() += 1;
+        }
+        counts.retain(|_, n| *n == per_span);
+        let mut given = 0;
+        let mut kept = Vec::with_capacity(self.stack.free.len());
+        let mut bare = 0;
+        for (i, b) in self.stack.free.drain(..).enumerate() {
+            if i < idle && counts.contains_key(&b.span_base()) {
+                continue;
+            }
+            if i < idle && i >= self.bare && strip(&self.spans, &b) {
+                given += b.size();
+            }
+            kept.push(b);
+            if i < idle.max(self.bare) {
+                bare = kept.len();
+            }
+        }
+        self.stack.free = kept;
+        self.bare = bare;
+        for base in counts.keys() {
+            if self.spans.remove(base).is_some() {
+                pool.uncharge(span_size(class));
+                given += span_size(class);
+            }
+        }
+        given
+    }
+}
+
+/// Takes the memory from behind a free block. `false`: the host's pages are larger than the block.
+fn strip(spans: &BTreeMap<usize, Mapping>, b: &Block) -> bool {
+    if b.size() % host_page_size() != 0 {
+        return false;
+    }
+    let Some(span) = spans.get(&b.span_base()) else { return false };
+    let off = b.ptr.addr().get() - b.span_base();
+    // SAFETY: the span is anonymous; `b` owns the range and is free, so that no reference to it exists.
+    unsafe { span.dont_need(off, b.size()) }.is_ok()
+}
+
+/// The magazines of one thread.
+struct ThreadCache {
+    magazines: Mutex<[Stack; NR_CLASSES]>,
+}
+
+impl ThreadCache {
+    fn get(&self, class: usize, pool: &Global) -> Result<Block> {
+        // Contended only while the purge looks at this thread: don't wait for it.
+        let Some(mut mags) = self.magazines.try_lock() else { return pool.depot_get(class) };
+        let mag = &mut mags[class];
+        if let Some(b) = mag.pop() {
+            return Ok(b);
+        }
+        refill(mag, class, pool)
+    }
+
+    fn put(&self, b: Block, pool: &Global) {
+        let class = usize::from(b.class);
+        let Some(mut mags) = self.magazines.try_lock() else { return pool.depot_put(b) };
+        let mag = &mut mags[class];
+        let cap = magazine_cap(class);
+        if mag.free.len() >= cap {
+            spill(mag, cap, class, pool);
+        }
+        mag.free.push(b);
+    }
+
+    /// Moves blocks to the depots: all, or those that were idle since the last call.
+    fn drain(&self, what: Purge, pool: &Global) {
+        let mut mags = self.magazines.lock();
+        for (class, mag) in mags.iter_mut().enumerate() {
+            let n = match what {
+                Purge::All => mag.free.len(),
+                Purge::Idle => mag.low.min(mag.free.len()),
+            };
+            if n > 0 {
+                let mut depot = pool.depots[class].lock();
+                depot.stack.free.extend(mag.free.drain(..n));
+            }
+            mag.low = mag.free.len();
+        }
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn refill(mag: &mut Stack, class: usize, pool: &Global) -> Result<Block> {
+    let mut depot = pool.depots[class].lock();
+    if depot.stack.free.is_empty() {
+        depot.grow(class, pool)?;
+    }
+    let first = depot.pop().ok_or(code::ENOMEM)?;
+    let want = magazine_cap(class) / 2;
+    if mag.free.try_reserve_exact(magazine_cap(class)).is_ok() {
+        for _ in 1..want {
+            let Some(b) = depot.pop() else { break };
+            mag.free.push(b);
+        }
+        // The block on top of the stack is the one the depot would have given next.
+        mag.free.reverse();
+    }
+    Ok(first)
+}
+
+#[cold]
+#[inline(never)]
+fn spill(mag: &mut Stack, cap: usize, class: usize, pool: &Global) {
+    let n = cap.div_ceil(2).min(mag.free.len());
+    let mut depot = pool.depots[class].lock();
+    depot.stack.free.extend(mag.free.drain(..n));
+    mag.low = 0;
+}
+
+/// What a purge takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purge {
+    All,
+    Idle,
+}
+
+struct Global {
+    depots: [Mutex<Depot>; NR_CLASSES],
+    threads: Mutex<Vec<Weak<ThreadCache>>>,
+    mapped: AtomicUsize,
+    limit: AtomicUsize,
+}
+
+impl Global {
+    fn charge(&self, bytes: usize) -> Result {
+        let limit = self.limit.load(Ordering::Relaxed);
+        self.mapped
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |m| {
+                m.checked_add(bytes).filter(|&n| n <= limit)
+            })
+            .map_err(|_| code::ENOMEM)?;
+        Ok(())
+    }
+
+    fn uncharge(&self, bytes: usize) {
+        self.mapped.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn depot_get(&self, class: usize) -> Result<Block> {
+        let mut depot = self.depots[class].lock();
+        if depot.stack.free.is_empty() {
+            depot.grow(class, self)?;
+        }
+        depot.pop().ok_or(code::ENOMEM)
+    }
+
+    fn depot_put(&self, b: Block) {
+        self.depots[usize::from(b.class)].lock().stack.free.push(b);
+    }
+
+    fn purge(&self, what: Purge) -> usize {
+        let threads: Vec<Arc<ThreadCache>> = {
+            let mut list = self.threads.lock();
+            list.retain(|t| t.strong_count() > 0);
+            list.iter().filter_map(Weak::upgrade).collect()
+        };
+        for t in &threads {
+            t.drain(what, self);
+        }
+        let mut given = 0;
+        for (class, depot) in self.depots.iter().enumerate() {
+            let mut depot = depot.lock();
+            let idle = match what {
+                Purge::All => depot.stack.free.len(),
+                Purge::Idle => depot.stack.low,
+            };
+            given += depot.release(class, idle, self);
+            depot.stack.low = depot.stack.free.len();
+        }
+        given
+    }
+}
+
+fn global() -> &'static Global {
+    static GLOBAL: OnceLock<Global> = OnceLock::new();
+    GLOBAL.get_or_init(|| Global {
+        depots: std::array::from_fn(|_| Mutex::new(Depot::default())),
+        threads: Mutex::new(Vec::new()),
+        mapped: AtomicUsize::new(0),
+        limit: AtomicUsize::new(usize::MAX),
+    })
+}
+
+/// A thread's hold on its cache; drains it when the thread ends.
+struct CacheHandle(Arc<ThreadCache>);
+
+impl CacheHandle {
+    fn new() -> CacheHandle {
+        let magazines = Mutex::new(std::array::from_fn(|_| Stack::default()));
+        let cache = Arc::new(ThreadCache { magazines });
+        global().threads.lock().push(Arc::downgrade(&cache));
+        CacheHandle(cache)
+    }
+}
+
+impl Drop for CacheHandle {
+    fn drop(&mut self) {
+        self.0.drain(Purge::All, global());
+    }
+}
+
+thread_local! {
+    static CACHE: CacheHandle = CacheHandle::new();
+}
+
+/// What the pool holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PagePoolStats {
+    /// Bytes mapped from the host, used or not.
+    pub mapped_bytes: usize,
+    /// Bytes free in the depots that may have memory behind them.
+    pub depot_bytes: usize,
+    /// Bytes free in the threads' magazines.
+    pub cached_bytes: usize,
+}
+
+/// The pool of page memory that [`PageBuf`](super::PageBuf), [`RxChunk`](super::RxChunk) and object caches draw from. One per process.
+///
+/// ```
+/// use kshim::page::{PageBuf, PagePool};
+///
+/// drop(PageBuf::alloc(64 << 10)?);
+/// PagePool::shrink(); // back to the host
+/// # Ok::<(), kshim::error::Error>(())
+/// ```
+pub struct PagePool;
+
+impl PagePool {
+    /// The largest block.
+    pub const MAX_BLOCK: usize = class_size(NR_CLASSES - 1);
+
+    /// A block of at least `len` bytes (1 to [`PagePool::MAX_BLOCK`]).
+    pub(super) fn get(len: usize) -> Result<Block> {
+        let class = class_of(len);
+        debug_assert!(class < NR_CLASSES);
+        let pool = global();
+        if magazine_cap(class) == 0 {
+            return pool.depot_get(class);
+        }
+        // No cache any more while the thread's locals are being dropped.
+        CACHE.try_with(|c| c.0.get(class, pool)).unwrap_or_else(|_| pool.depot_get(class))
+    }
+
+    pub(super) fn put(b: Block) {
+        let pool = global();
+        if magazine_cap(usize::from(b.class)) == 0 {
+            return pool.depot_put(b);
+        }
+        let mut b = Some(b);
+        let _ = CACHE.try_with(|c| {
+            if let Some(b) = b.take() {
+                c.0.put(b, pool);
+            }
+        });
+        if let Some(b) = b {
+            pool.depot_put(b);
+        }
+    }
+
+    /// Gives everything that is free back to the host. Returns the bytes given back.
+    ///
+    /// Context: any thread; takes milliseconds when there is much.
+    #[doc(alias = "shrinker")]
+    pub fn shrink() -> usize {
+        global().purge(Purge::All)
+    }
+
+    /// Gives back what nobody needed since the last call. To be called from a timer, every few seconds. Returns the
+    /// bytes given back.
+    ///
+    /// Context: any thread; takes milliseconds when there is much.
+    pub fn age() -> usize {
+        global().purge(Purge::Idle)
+    }
+
+    /// Limits the bytes mapped from the host; allocations beyond fail with `ENOMEM`. Default: none.
+    ///
+    /// Context: any.
+    pub fn set_limit(bytes: usize) {
+        global().limit.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts what the pool holds.
+    ///
+    /// Context: any thread; walks all magazines.
+    pub fn stats() -> PagePoolStats {
+        let pool = global();
+        let mut s = PagePoolStats {
+            mapped_bytes: pool.mapped.load(Ordering::Relaxed),
+            ..PagePoolStats::default()
+        };
+        for (class, depot) in pool.depots.iter().enumerate() {
+            let depot = depot.lock();
+            s.depot_bytes += (depot.stack.free.len() - depot.bare) * class_size(class);
+        }
+        let threads: Vec<_> = pool.threads.lock().iter().filter_map(Weak::upgrade).collect();
+        for t in threads {
+            for (class, mag) in t.magazines.lock().iter().enumerate() {
+                s.cached_bytes += mag.free.len() * class_size(class);
+            }
+        }
+        s
+    }
+}
+
+impl fmt::Debug for PagePool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        PagePool::stats().fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn private_pool() -> Global {
+        Global {
+            depots: std::array::from_fn(|_| Mutex::new(Depot::default())),
+            threads: Mutex::new(Vec::new()),
+            mapped: AtomicUsize::new(0),
+            limit: AtomicUsize::new(usize::MAX),
+        }
+    }
+
+    fn private_cache(pool: &Global) -> Arc<ThreadCache> {
+        let c = Arc::new(ThreadCache {
+            magazines: Mutex::new(std::array::from_fn(|_| Stack::default())),
+        });
+        pool.threads.lock().push(Arc::downgrade(&c));
+        c
+    }
+
+    #[test]
+    fn classes() {
+        assert_eq!(class_of(1), 0);
+        assert_eq!(class_of(4096), 0);
+        assert_eq!(class_of(4097), 1);
+        assert_eq!(class_of(PagePool::MAX_BLOCK), NR_CLASSES - 1);
+        for class in 0..NR_CLASSES {
+            assert_eq!(class_of(class_size(class)), class);
+            assert_eq!(span_size(class) % class_size(class), 0);
+        }
+    }
+
+    #[test]
+    fn idle_memory_goes_back_and_used_memory_stays() {
+        let pool = private_pool();
+        let cache = private_cache(&pool);
+        let mut held: Vec<Block> = (0..1000).map(|_| cache.get(0, &pool).unwrap()).collect();
+        assert_eq!(pool.mapped.load(Ordering::Relaxed), 2 * SPAN_SIZE);
+        let keep = held.pop().unwrap();
+        for b in held {
+            // SAFETY: `b` is an owned block of 4096 bytes.
+            unsafe { b.ptr().write_bytes(0x5a, 4096) };
+            cache.put(b, &pool);
+        }
+        for _ in 0..3 {
+            pool.purge(Purge::Idle);
+        }
+        assert!(cache.magazines.lock()[0].free.is_empty());
+        // The span of the block in use stays, the other is gone.
+        assert_eq!(pool.mapped.load(Ordering::Relaxed), SPAN_SIZE);
+        {
+            let depot = pool.depots[0].lock();
+            assert_eq!(depot.stack.free.len(), 511);
+            assert_eq!(depot.bare, 511);
+        }
+        cache.put(keep, &pool);
+        for _ in 0..3 {
+            pool.purge(Purge::Idle);
+        }
+        assert_eq!(pool.mapped.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn blocks_are_distinct_and_survive_purges() {
+        let pool = private_pool();
+        let cache = private_cache(&pool);
+        let mut rng = 12345u32;
+        let mut held: Vec<(Block, u8)> = Vec::new();
+        for round in 0..20_000u32 {
+            rng = rng.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            if rng >> 31 == 0 || held.is_empty() {
+                let b = cache.get((rng >> 8) as usize % 8, &pool).unwrap();
+                let tag = round as u8;
+                // SAFETY: both ends are inside an owned block.
+                unsafe {
+                    b.ptr().write(tag);
+                    b.ptr().add(b.size() - 1).write(tag);
+                }
+                held.push((b, tag));
+            } else {
+                let i = (rng >> 4) as usize % held.len();
+                let (b, tag) = held.swap_remove(i);
+                // SAFETY: both ends are inside an owned block.
+                let ends = unsafe { (b.ptr().read(), b.ptr().add(b.size() - 1).read()) };
+                assert_eq!(ends, (tag, tag));
+                cache.put(b, &pool);
+            }
+            if round % 1000 == 0 {
+                pool.purge(if round % 2000 == 0 { Purge::Idle } else { Purge::All });
+            }
+        }
+        for (b, _) in held {
+            cache.put(b, &pool);
+        }
+        pool.purge(Purge::All);
+        assert_eq!(pool.mapped.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn the_limit_is_enomem() {
+        let pool = private_pool();
+        let cache = private_cache(&pool);
+        pool.limit.store(SPAN_SIZE, Ordering::Relaxed);
+        let a = cache.get(0, &pool).unwrap();
+        assert_eq!(cache.get(1, &pool).err(), Some(code::ENOMEM));
+        cache.put(a, &pool);
+        pool.purge(Purge::All);
+        let b = cache.get(1, &pool).unwrap();
+        cache.put(b, &pool);
+    }
+
+    #[test]
+    fn a_thread_that_ends_leaves_its_blocks_to_the_depot() {
+        let addr = std::thread::spawn(|| {
+            let b = PagePool::get(16 << 20).unwrap();
+            let a = b.ptr().addr().get();
+            PagePool::put(b);
+            a
+        })
+        .join()
+        .unwrap();
+        assert_ne!(addr, 0);
+        PagePool::shrink();
+        let _ = PagePool::stats();
+    }
+}

@@ -1,0 +1,376 @@
+//! Files and block devices of the host.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{FallocateFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom};
+
+use crate::error::{Error, Result, code};
+
+/// Most pieces of one vectored call (`UIO_MAXIOV` is 1024; more gains nothing).
+pub(crate) const MAX_SEGS: usize = 64;
+
+/// A list of raw pieces for one vectored call. It borrows nothing: who fills it keeps the memory alive.
+pub(crate) struct IoVecs {
+    iov: [libc::iovec; MAX_SEGS],
+    n: usize,
+    bytes: usize,
+}
+
+impl IoVecs {
+    pub(crate) fn new() -> IoVecs {
+        const NONE: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        IoVecs { iov: [NONE; MAX_SEGS], n: 0, bytes: 0 }
+    }
+
+    /// Adds a piece; `false`: it is full.
+    pub(crate) fn push(&mut self, ptr: *mut u8, len: usize) -> bool {
+        let Some(slot) = self.iov.get_mut(self.n) else { return false };
+        *slot = libc::iovec { iov_base: ptr.cast(), iov_len: len };
+        self.n += 1;
+        self.bytes += len;
+        true
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether all pieces start and end at multiples of `align`.
+    pub(crate) fn is_aligned(&self, align: usize) -> bool {
+        self.iov[..self.n].iter().all(|v| v.iov_base.addr() % align == 0 && v.iov_len % align == 0)
+    }
+}
+
+/// Per-call flags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct RwFlags(libc::c_int);
+
+impl RwFlags {
+    pub(crate) const NOWAIT: RwFlags = RwFlags(libc::RWF_NOWAIT);
+    pub(crate) const DSYNC: RwFlags = RwFlags(libc::RWF_DSYNC);
+
+    pub(crate) fn with(self, other: RwFlags) -> RwFlags {
+        RwFlags(self.0 | other.0)
+    }
+}
+
+/// What kind of object was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Regular,
+    Block,
+}
+
+/// How to open.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Flags {
+    pub(crate) read_only: bool,
+    pub(crate) direct: bool,
+    pub(crate) dsync: bool,
+    pub(crate) create: bool,
+    pub(crate) create_new: bool,
+    pub(crate) truncate: bool,
+    pub(crate) exclusive: bool,
+    pub(crate) mode: u32,
+}
+
+/// Opens a regular file or block device; anything else is refused, and never waited for.
+pub(crate) fn open(path: &Path, f: Flags) -> Result<(OwnedFd, Kind)> {
+    // O_NONBLOCK: opening a FIFO or an empty drive must not hang.
+    let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    flags |= if f.read_only { OFlags::RDONLY } else { OFlags::RDWR };
+    for (on, flag) in [
+        (f.direct, OFlags::DIRECT),
+        (f.dsync, OFlags::DSYNC),
+        (f.create || f.create_new, OFlags::CREATE),
+        (f.create_new, OFlags::EXCL),
+        (f.truncate, OFlags::TRUNC),
+    ] {
+        if on {
+            flags |= flag;
+        }
+    }
+    let fd = retry(|| rustix::fs::open(path, flags, Mode::from_raw_mode(f.mode)))?;
+    let mut fd = fd;
+    let kind = match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
+        FileType::RegularFile => Kind::Regular,
+        FileType::BlockDevice => Kind::Block,
+        FileType::Directory => return Err(code::EISDIR),
+        _ => return Err(code::EINVAL),
+    };
+    if f.exclusive {
+        match kind {
+            Kind::Regular => {
+                rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).map_err(|e| {
+                    if e == rustix::io::Errno::WOULDBLOCK { code::EBUSY } else { e.into() }
+                })?;
+            }
+            // A claim of a block device is made at open.
+            Kind::Block => {
+                let flags = flags | OFlags::EXCL;
+                fd = retry(|| rustix::fs::open(path, flags, Mode::empty()))?;
+            }
+        }
+    }
+    let now = rustix::fs::fcntl_getfl(&fd)?;
+    rustix::fs::fcntl_setfl(&fd, now - OFlags::NONBLOCK)?;
+    Ok((fd, kind))
+}
+
+fn retry<T>(mut f: impl FnMut() -> rustix::io::Result<T>) -> Result<T> {
+    loop {
+        match f() {
+            Err(rustix::io::Errno::INTR) => {}
+            r => return r.map_err(Error::from),
+        }
+    }
+}
+
+fn last_error() -> Error {
+    Error::from(std::io::Error::last_os_error())
+}
+
+fn offset(pos: u64) -> Result<libc::off_t> {
+    libc::off_t::try_from(pos).map_err(|_| code::EINVAL)
+}
+
+/// One `preadv2`, repeated while interrupted.
+///
+/// # Safety
+///
+/// Every piece of `v` is live memory that may be written without anyone holding a reference to it.
+pub(crate) unsafe fn preadv2(
+    fd: BorrowedFd<'_>,
+    v: &IoVecs,
+    pos: u64,
+    f: RwFlags,
+) -> Result<usize> {
+    let pos = offset(pos)?;
+    loop {
+        // SAFETY: the first `n` entries are initialised; their memory is as the caller promises.
+        let r = unsafe {
+            libc::preadv2(fd.as_raw_fd(), v.iov.as_ptr(), v.n as libc::c_int, pos, f.0)
+        };
+        match usize::try_from(r) {
+            Ok(n) => return Ok(n),
+            Err(_) => match last_error() {
+                code::EINTR => {}
+                e => return Err(e),
+            },
+        }
+    }
+}
+
+/// One `pwritev2`, repeated while interrupted.
+///
+/// # Safety
+///
+/// Every piece of `v` is live memory.
+pub(crate) unsafe fn pwritev2(
+    fd: BorrowedFd<'_>,
+    v: &IoVecs,
+    pos: u64,
+    f: RwFlags,
+) -> Result<usize> {
+    let pos = offset(pos)?;
+    loop {
+        // SAFETY: the first `n` entries are initialised; their memory is as the caller promises.
+        let r = unsafe {
+            libc::pwritev2(fd.as_raw_fd(), v.iov.as_ptr(), v.n as libc::c_int, pos, f.0)
+        };
+        match usize::try_from(r) {
+            Ok(n) => return Ok(n),
+            Err(_) => match last_error() {
+                code::EINTR => {}
+                e => return Err(e),
+            },
+        }
+    }
+}
+
+/// Size in bytes of a file or device.
+pub(crate) fn size(fd: BorrowedFd<'_>, kind: Kind) -> Result<u64> {
+    match kind {
+        Kind::Regular => Ok(u64::try_from(rustix::fs::fstat(fd)?.st_size)?),
+        Kind::Block => ioctl_read::<u64>(fd, BLKGETSIZE64),
+    }
+}
+
+pub(crate) fn set_size(fd: BorrowedFd<'_>, len: u64) -> Result {
+    retry(|| rustix::fs::ftruncate(fd, len))
+}
+
+/// Bytes that a regular file takes on its file system.
+pub(crate) fn allocated(fd: BorrowedFd<'_>) -> Result<u64> {
+    Ok(u64::try_from(rustix::fs::fstat(fd)?.st_blocks)?.saturating_mul(512))
+}
+
+pub(crate) fn fdatasync(fd: BorrowedFd<'_>) -> Result {
+    retry(|| rustix::fs::fdatasync(fd))
+}
+
+pub(crate) fn fsync(fd: BorrowedFd<'_>) -> Result {
+    retry(|| rustix::fs::fsync(fd))
+}
+
+/// What to do with a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Range {
+    PunchHole,
+    Zero,
+    Allocate,
+}
+
+/// `fallocate`, which never changes the size but for `Allocate`.
+pub(crate) fn fallocate(fd: BorrowedFd<'_>, what: Range, pos: u64, len: u64) -> Result {
+    let flags = match what {
+        Range::PunchHole => FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+        Range::Zero => FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
+        Range::Allocate => FallocateFlags::empty(),
+    };
+    retry(|| rustix::fs::fallocate(fd, flags, pos, len))
+}
+
+/// What to look for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Seek {
+    Data,
+    Hole,
+}
+
+/// The next data or hole at or after `pos`; `ENXIO`: none.
+pub(crate) fn seek(fd: BorrowedFd<'_>, what: Seek, pos: u64) -> Result<u64> {
+    let to = match what {
+        Seek::Data => SeekFrom::Data(pos),
+        Seek::Hole => SeekFrom::Hole(pos),
+    };
+    Ok(rustix::fs::seek(fd, to)?)
+}
+
+/// Renames, replacing what is there.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result {
+    Ok(rustix::fs::rename(from, to)?)
+}
+
+/// Removes a name.
+pub(crate) fn unlink(path: &Path) -> Result {
+    Ok(rustix::fs::unlink(path)?)
+}
+
+/// Makes a directory and those above it.
+pub(crate) fn create_dir_all(path: &Path) -> Result {
+    #[allow(clippy::disallowed_methods, reason = "this is the door")]
+    std::fs::create_dir_all(path).map_err(Error::from)
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_dir(path: &Path) -> Result {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = retry(|| rustix::fs::open(path, flags, Mode::empty()))?;
+    fsync(fd.as_fd())
+}
+
+/// The absolute path with all links resolved.
+pub(crate) fn canonicalize(path: &Path) -> Result<std::path::PathBuf> {
+    #[allow(clippy::disallowed_methods, reason = "this is the door")]
+    std::fs::canonicalize(path).map_err(Error::from)
+}
+
+// Request numbers of <linux/fs.h>; libc names only some of them.
+const BLKROGET: libc::c_ulong = 0x125e;
+const BLKSSZGET: libc::c_ulong = 0x1268;
+const BLKDISCARD: libc::c_ulong = 0x1277;
+const BLKIOMIN: libc::c_ulong = 0x1278;
+const BLKIOOPT: libc::c_ulong = 0x1279;
+const BLKPBSZGET: libc::c_ulong = 0x127b;
+const BLKROTATIONAL: libc::c_ulong = 0x127e;
+const BLKZEROOUT: libc::c_ulong = 0x127f;
+const BLKGETSIZE64: libc::c_ulong = libc::_IOR::<libc::size_t>(0x12, 114);
+
+/// Reads the value that a block device ioctl returns through its argument.
+fn ioctl_read<T: Copy + Default>(fd: BorrowedFd<'_>, request: libc::c_ulong) -> Result<T> {
+    let mut value = T::default();
+    // SAFETY: the callers pair requests with the type that the kernel writes for them.
+    let r = unsafe { libc::ioctl(fd.as_raw_fd(), request as _, &raw mut value) };
+    if r < 0 { Err(last_error()) } else { Ok(value) }
+}
+
+fn ioctl_range(fd: BorrowedFd<'_>, request: libc::c_ulong, pos: u64, len: u64) -> Result {
+    let range = [pos, len];
+    // SAFETY: BLKDISCARD and BLKZEROOUT read two 64-bit numbers.
+    let r = unsafe { libc::ioctl(fd.as_raw_fd(), request as _, range.as_ptr()) };
+    if r < 0 { Err(last_error()) } else { Ok(()) }
+}
+
+/// Discards a range of a block device.
+pub(crate) fn blk_discard(fd: BorrowedFd<'_>, pos: u64, len: u64) -> Result {
+    ioctl_range(fd, BLKDISCARD, pos, len)
+}
+
+/// Zeroes a range of a block device.
+pub(crate) fn blk_zeroout(fd: BorrowedFd<'_>, pos: u64, len: u64) -> Result {
+    ioctl_range(fd, BLKZEROOUT, pos, len)
+}
+
+/// What a host block device says about itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BlkInfo {
+    pub(crate) logical_block_size: u32,
+    pub(crate) physical_block_size: u32,
+    pub(crate) io_min: u32,
+    pub(crate) io_opt: u32,
+    pub(crate) rotational: bool,
+    pub(crate) read_only: bool,
+    pub(crate) max_discard_bytes: u64,
+    pub(crate) discard_granularity: u32,
+    pub(crate) max_write_zeroes_bytes: u64,
+    pub(crate) write_cache: bool,
+}
+
+/// Asks a host block device for its limits.
+pub(crate) fn blk_info(fd: BorrowedFd<'_>) -> Result<BlkInfo> {
+    let dev = rustix::fs::fstat(fd)?.st_rdev;
+    let queue = |name: &str| queue_attr(dev, name);
+    let number = |name: &str| queue(name).and_then(|s| s.parse::<u64>().ok()).unwrap_or(0);
+    let logical = ioctl_read::<libc::c_int>(fd, BLKSSZGET)?;
+    Ok(BlkInfo {
+        logical_block_size: u32::try_from(logical)?,
+        physical_block_size: ioctl_read::<libc::c_uint>(fd, BLKPBSZGET)?,
+        io_min: ioctl_read::<libc::c_uint>(fd, BLKIOMIN)?,
+        io_opt: ioctl_read::<libc::c_uint>(fd, BLKIOOPT)?,
+        rotational: ioctl_read::<libc::c_ushort>(fd, BLKROTATIONAL)? != 0,
+        read_only: ioctl_read::<libc::c_int>(fd, BLKROGET)? != 0,
+        max_discard_bytes: number("discard_max_bytes"),
+        discard_granularity: u32::try_from(number("discard_granularity")).unwrap_or(0),
+        max_write_zeroes_bytes: number("write_zeroes_max_bytes"),
+        // Without an answer assume a cache: flushes that are not needed cost less than lost data.
+        write_cache: queue("write_cache").is_none_or(|s| s != "write through"),
+    })
+}
+
+/// An attribute of the device's request queue in the host's sysfs; a partition's is its disk's.
+fn queue_attr(dev: u64, name: &str) -> Option<String> {
+    let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
+    let base = format!("/sys/dev/block/{major}:{minor}");
+    for dir in ["queue", "../queue"] {
+        #[allow(clippy::disallowed_methods, reason = "this is the door")]
+        if let Ok(s) = std::fs::read_to_string(format!("{base}/{dir}/{name}")) {
+            return Some(s.trim().to_owned());
+        }
+    }
+    None
+}
+
+/// The alignment that O_DIRECT asks of a regular file, by `statx`; a page when the host does not say.
+pub(crate) fn dio_align(fd: BorrowedFd<'_>) -> usize {
+    use rustix::fs::{AtFlags, StatxFlags};
+    const DEFAULT: usize = 4096;
+    match rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) {
+        Ok(s) if s.stx_mask & StatxFlags::DIOALIGN.bits() != 0 => {
+            let align = s.stx_dio_offset_align.max(s.stx_dio_mem_align);
+            usize::try_from(align).ok().filter(|a| a.is_power_of_two()).unwrap_or(DEFAULT)
+        }
+        _ => DEFAULT,
+    }
+}
