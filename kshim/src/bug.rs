@@ -86,7 +86,8 @@ macro_rules! warn_on {
 #[macro_export]
 macro_rules! warn_on_once {
     ($cond:expr $(,)?) => {{
-        static __DONE: ::std::sync::atomic::AtomicBool = ::std::sync::atomic::AtomicBool::new(false);
+        static __DONE: ::std::sync::atomic::AtomicBool =
+            ::std::sync::atomic::AtomicBool::new(false);
         let __cond: bool = $cond;
         if __cond && !__DONE.swap(true, ::std::sync::atomic::Ordering::Relaxed) {
             $crate::bug::__warn(concat!("warn_on_once!(", stringify!($cond), ")"));

@@ -140,7 +140,11 @@ impl From<std::num::TryFromIntError> for Error {
 ///
 /// Context: any.
 pub fn to_result(ret: i32) -> Result {
-    if ret < 0 { Err(Error::from_errno(ret)) } else { Ok(()) }
+    if ret < 0 {
+        Err(Error::from_errno(ret))
+    } else {
+        Ok(())
+    }
 }
 
 /// Errno constants.

@@ -60,9 +60,15 @@ const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
 
 impl RateLimit {
     /// A limit with the default interval and burst.
-    #[allow(clippy::new_without_default, reason = "lives in statics, made by macros")]
+    #[allow(
+        clippy::new_without_default,
+        reason = "lives in statics, made by macros"
+    )]
     pub const fn new() -> RateLimit {
-        RateLimit { state: AtomicU64::new(0), missed: AtomicU64::new(0) }
+        RateLimit {
+            state: AtomicU64::new(0),
+            missed: AtomicU64::new(0),
+        }
     }
 
     /// Counts a line and says whether it may be printed.
@@ -78,22 +84,26 @@ impl RateLimit {
         let now = now_ms.wrapping_add(RATELIMIT_INTERVAL_MS + 1) & (u64::MAX >> COUNT_BITS);
         let mut allowed = false;
         // The state is a hint: a lost race costs a line more or less.
-        let _ = self.state.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |s| {
-            let (start, n) = (s >> COUNT_BITS, s & COUNT_MASK);
-            if now.wrapping_sub(start) > RATELIMIT_INTERVAL_MS {
-                allowed = true;
-                Some((now << COUNT_BITS) | 1)
-            } else if n < u64::from(RATELIMIT_BURST) {
-                allowed = true;
-                Some(s + 1)
-            } else {
-                allowed = false;
-                None
-            }
-        });
+        let _ = self
+            .state
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |s| {
+                let (start, n) = (s >> COUNT_BITS, s & COUNT_MASK);
+                if now.wrapping_sub(start) > RATELIMIT_INTERVAL_MS {
+                    allowed = true;
+                    Some((now << COUNT_BITS) | 1)
+                } else if n < u64::from(RATELIMIT_BURST) {
+                    allowed = true;
+                    Some(s + 1)
+                } else {
+                    allowed = false;
+                    None
+                }
+            });
         if allowed {
             let missed = self.missed.swap(0, Ordering::Relaxed);
-            Verdict::Print { missed: u32::try_from(missed).unwrap_or(u32::MAX) }
+            Verdict::Print {
+                missed: u32::try_from(missed).unwrap_or(u32::MAX),
+            }
         } else {
             self.missed.fetch_add(1, Ordering::Relaxed);
             Verdict::Suppress
@@ -169,8 +179,14 @@ mod tests {
         for _ in 0..7 {
             assert_eq!(rl.check_at(101), Verdict::Suppress);
         }
-        assert_eq!(rl.check_at(101 + RATELIMIT_INTERVAL_MS), Verdict::Print { missed: 7 });
-        assert_eq!(rl.check_at(101 + RATELIMIT_INTERVAL_MS), Verdict::Print { missed: 0 });
+        assert_eq!(
+            rl.check_at(101 + RATELIMIT_INTERVAL_MS),
+            Verdict::Print { missed: 7 }
+        );
+        assert_eq!(
+            rl.check_at(101 + RATELIMIT_INTERVAL_MS),
+            Verdict::Print { missed: 0 }
+        );
     }
 
     #[test]

@@ -119,7 +119,11 @@ pub struct SGTable {
 impl SGTable {
     /// An empty table.
     pub const fn new() -> SGTable {
-        SGTable { first: None, rest: Vec::new(), len: 0 }
+        SGTable {
+            first: None,
+            rest: Vec::new(),
+            len: 0,
+        }
     }
 
     /// A table of freshly allocated pages, which may carry old bytes: see [`PageBuf::alloc`].
@@ -184,7 +188,11 @@ impl SGTable {
     #[doc(alias = "sg_set_page")]
     pub fn push_pages(&mut self, buf: PageBuf, off: usize, len: usize) -> Result {
         check_range(off, len, buf.len())?;
-        self.push(SGEntry { piece: Piece::Pages(buf), off, len })
+        self.push(SGEntry {
+            piece: Piece::Pages(buf),
+            off,
+            len,
+        })
     }
 
     /// Appends freshly allocated pages, in as few pieces as can be. They may carry old bytes: see [`PageBuf::alloc`].
@@ -205,7 +213,11 @@ impl SGTable {
     /// Context: any. Errors: `ENOMEM`.
     pub fn push_shared(&mut self, slice: RxSlice) -> Result {
         let len = slice.len();
-        self.push(SGEntry { piece: Piece::Shared(slice), off: 0, len })
+        self.push(SGEntry {
+            piece: Piece::Shared(slice),
+            off: 0,
+            len,
+        })
     }
 
     /// Appends lent memory.
@@ -213,14 +225,22 @@ impl SGTable {
     /// Context: any. Errors: `ENOMEM`.
     pub fn push_lent(&mut self, range: LentRange) -> Result {
         let len = range.len();
-        self.push(SGEntry { piece: Piece::Lent(range), off: 0, len })
+        self.push(SGEntry {
+            piece: Piece::Lent(range),
+            off: 0,
+            len,
+        })
     }
 
     /// Appends zeros, which take no memory.
     ///
     /// Context: any. Errors: `EOVERFLOW`, `ENOMEM`.
     pub fn push_zeroes(&mut self, len: usize) -> Result {
-        self.push(SGEntry { piece: Piece::Zero, off: 0, len })
+        self.push(SGEntry {
+            piece: Piece::Zero,
+            off: 0,
+            len,
+        })
     }
 
     /// Cuts the table to `len` bytes; a longer `len` changes nothing.
@@ -479,14 +499,22 @@ impl SGTable {
     /// A range as a slice, when it is inside one piece of pages or shared memory (or short zeros).
     pub fn as_slice(&self, at: usize, len: usize) -> Option<&[u8]> {
         let (i, off) = self.one_entry(at, len)?;
-        let e = if i == 0 { self.first.as_ref()? } else { self.rest.get(i - 1)? };
+        let e = if i == 0 {
+            self.first.as_ref()?
+        } else {
+            self.rest.get(i - 1)?
+        };
         e.bytes(off, len)
     }
 
     /// A range as a writable slice, when it is inside one piece of pages.
     pub fn as_mut_slice(&mut self, at: usize, len: usize) -> Option<&mut [u8]> {
         let (i, off) = self.one_entry(at, len)?;
-        let e = if i == 0 { self.first.as_mut()? } else { self.rest.get_mut(i - 1)? };
+        let e = if i == 0 {
+            self.first.as_mut()?
+        } else {
+            self.rest.get_mut(i - 1)?
+        };
         let start = e.off + off;
         match &mut e.piece {
             Piece::Pages(p) => p.as_mut_slice().get_mut(start..start + len),
@@ -505,7 +533,10 @@ impl SGTable {
 
     /// Whether the range has lent memory, whose bytes may change while they are looked at.
     pub fn has_lent(&self) -> bool {
-        self.first.iter().chain(self.rest.iter()).any(|e| matches!(e.piece, Piece::Lent(_)))
+        self.first
+            .iter()
+            .chain(self.rest.iter())
+            .any(|e| matches!(e.piece, Piece::Lent(_)))
     }
 
     /// Calls `f` with address and length of each contiguous part of a range, until it returns `false`. For system calls
@@ -576,6 +607,9 @@ impl SGEntry {
 
 impl fmt::Debug for SGTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SGTable").field("len", &self.len).field("nents", &self.nents()).finish()
+        f.debug_struct("SGTable")
+            .field("len", &self.len)
+            .field("nents", &self.nents())
+            .finish()
     }
 }

@@ -24,7 +24,10 @@ pub struct OpenOptions(sys::Flags);
 impl OpenOptions {
     /// Read-write, buffered, must exist.
     pub fn new() -> OpenOptions {
-        OpenOptions(sys::Flags { mode: DEFAULT_MODE, ..sys::Flags::default() })
+        OpenOptions(sys::Flags {
+            mode: DEFAULT_MODE,
+            ..sys::Flags::default()
+        })
     }
 
     /// Open for reading only.
@@ -451,6 +454,9 @@ impl File {
 
 impl fmt::Debug for File {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("File").field("path", &self.path).field("kind", &self.kind).finish()
+        f.debug_struct("File")
+            .field("path", &self.path)
+            .field("kind", &self.kind)
+            .finish()
     }
 }

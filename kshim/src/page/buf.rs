@@ -47,7 +47,10 @@ impl PageBuf {
         let block = PagePool::get(len)?;
         debug_assert!(block.size() >= len);
         // INVARIANT: the pool gave a block of at least `len` bytes.
-        Ok(PageBuf { block: Some(block), len })
+        Ok(PageBuf {
+            block: Some(block),
+            len,
+        })
     }
 
     /// Allocates `len` zeroed bytes.
@@ -86,7 +89,9 @@ impl PageBuf {
 
     /// The first byte.
     pub(crate) fn ptr(&self) -> *mut u8 {
-        self.block.as_ref().map_or(std::ptr::null_mut(), |b| b.ptr().as_ptr())
+        self.block
+            .as_ref()
+            .map_or(std::ptr::null_mut(), |b| b.ptr().as_ptr())
     }
 
     /// The content.
@@ -128,7 +133,10 @@ impl DerefMut for PageBuf {
 
 impl fmt::Debug for PageBuf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PageBuf").field("len", &self.len).field("capacity", &self.capacity()).finish()
+        f.debug_struct("PageBuf")
+            .field("len", &self.len)
+            .field("capacity", &self.capacity())
+            .finish()
     }
 }
 
@@ -138,7 +146,16 @@ mod tests {
 
     #[test]
     fn sizes_and_limits() {
-        for len in [1, 511, 4096, 4097, 65536, 1 << 20, (1 << 20) + 1, PageBuf::MAX_LEN] {
+        for len in [
+            1,
+            511,
+            4096,
+            4097,
+            65536,
+            1 << 20,
+            (1 << 20) + 1,
+            PageBuf::MAX_LEN,
+        ] {
             let mut b = PageBuf::alloc_zeroed(len).unwrap();
             assert_eq!(b.len(), len);
             assert!(b.capacity() >= len);
@@ -147,7 +164,10 @@ mod tests {
             b.fill(0xee);
         }
         assert_eq!(PageBuf::alloc(0).err(), Some(code::EINVAL));
-        assert_eq!(PageBuf::alloc(PageBuf::MAX_LEN + 1).err(), Some(code::EINVAL));
+        assert_eq!(
+            PageBuf::alloc(PageBuf::MAX_LEN + 1).err(),
+            Some(code::EINVAL)
+        );
     }
 
     #[test]

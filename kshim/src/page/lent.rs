@@ -82,7 +82,11 @@ impl LentMem {
         if mapped >= HUGE_PAGE_SIZE {
             map.advise_huge();
         }
-        Ok(LentMem(Arc::new(Inner { map, len, kind: Kind::Anonymous })))
+        Ok(LentMem(Arc::new(Inner {
+            map,
+            len,
+            kind: Kind::Anonymous,
+        })))
     }
 
     /// Maps the first `len` bytes of a file, shared with everyone else who has it open. Writes reach the file;
@@ -95,12 +99,20 @@ impl LentMem {
     /// `EINVAL`: 0 bytes, or the file is shorter. Others: what `mmap` says (`ENODEV`: the file system cannot).
     pub fn map_file(file: File, len: usize) -> Result<LentMem> {
         install()?;
-        let access = if file.is_read_only() { Access::ReadOnly } else { Access::ReadWrite };
+        let access = if file.is_read_only() {
+            Access::ReadOnly
+        } else {
+            Access::ReadWrite
+        };
         if file.size()? < u64::try_from(len)? {
             return Err(code::EINVAL);
         }
         let map = Mapping::shared_file(file.as_fd(), len, access)?;
-        Ok(LentMem(Arc::new(Inner { map, len, kind: Kind::File(file, access) })))
+        Ok(LentMem(Arc::new(Inner {
+            map,
+            len,
+            kind: Kind::File(file, access),
+        })))
     }
 
     /// Bytes.
@@ -127,7 +139,11 @@ impl LentMem {
             return Err(code::EOPNOTSUPP);
         }
         // INVARIANT: checked.
-        Ok(LentRange { mem: self.clone(), off, len })
+        Ok(LentRange {
+            mem: self.clone(),
+            off,
+            len,
+        })
     }
 
     /// Copies into the memory.
@@ -189,7 +205,13 @@ impl LentMem {
     }
 
     /// Copies from here to a lent range of (possibly the same) other memory.
-    pub(crate) fn copy_to_lent(&self, off: usize, dst: &LentRange, at: usize, len: usize) -> Result {
+    pub(crate) fn copy_to_lent(
+        &self,
+        off: usize,
+        dst: &LentRange,
+        at: usize,
+        len: usize,
+    ) -> Result {
         check_range(off, len, self.0.len)?;
         check_range(at, len, dst.len)?;
         // SAFETY: `dst` is anonymous memory, in range; overlap is possible only when both are the same anonymous memory.
@@ -290,7 +312,10 @@ unsafe fn raw_copy(dst: *mut u8, src: *const u8, len: usize) {
 
 impl fmt::Debug for LentMem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LentMem").field("len", &self.len()).field("file", &self.file()).finish()
+        f.debug_struct("LentMem")
+            .field("len", &self.len())
+            .field("file", &self.file())
+            .finish()
     }
 }
 
@@ -346,7 +371,11 @@ impl LentRange {
     pub fn slice(&self, at: usize, len: usize) -> Result<LentRange> {
         check_range(at, len, self.len)?;
         // INVARIANT: a part of what is inside is inside.
-        Ok(LentRange { mem: self.mem.clone(), off: self.off + at, len })
+        Ok(LentRange {
+            mem: self.mem.clone(),
+            off: self.off + at,
+            len,
+        })
     }
 
     /// The first byte, for system calls. Never to be made a reference.
@@ -358,7 +387,10 @@ impl LentRange {
 
 impl fmt::Debug for LentRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LentRange").field("off", &self.off).field("len", &self.len).finish()
+        f.debug_struct("LentRange")
+            .field("off", &self.off)
+            .field("len", &self.len)
+            .finish()
     }
 }
 
@@ -413,7 +445,10 @@ mod tests {
         let m = LentMem::map_file(f, 1 << 16).unwrap();
         exercise(&m);
         m.copy_in(3, b"abc").unwrap();
-        assert_eq!(&std::fs::read(t.path()).unwrap()[..8], b"\x07\x07\x07abc\x07\x07");
+        assert_eq!(
+            &std::fs::read(t.path()).unwrap()[..8],
+            b"\x07\x07\x07abc\x07\x07"
+        );
         assert!(!m.can_lend());
         assert_eq!(m.range(0, 1).err(), Some(code::EOPNOTSUPP));
     }

@@ -37,13 +37,21 @@ const fn class_size(class: usize) -> usize {
 }
 
 const fn span_size(class: usize) -> usize {
-    if class_size(class) > SPAN_SIZE { class_size(class) } else { SPAN_SIZE }
+    if class_size(class) > SPAN_SIZE {
+        class_size(class)
+    } else {
+        SPAN_SIZE
+    }
 }
 
 /// Blocks a magazine holds at most; 0: the class is not cached per thread.
 const fn magazine_cap(class: usize) -> usize {
     let n = MAGAZINE_BYTES / class_size(class);
-    if n > MAGAZINE_BLOCKS { MAGAZINE_BLOCKS } else { n }
+    if n > MAGAZINE_BLOCKS {
+        MAGAZINE_BLOCKS
+    } else {
+        n
+    }
 }
 
 const fn class_of(len: usize) -> usize {
@@ -126,7 +134,10 @@ impl Depot {
             // SAFETY: `i * class_size < span_size`: inside the mapping.
             let ptr = unsafe { span.ptr().add(i * class_size(class)) };
             // INVARIANT: the blocks partition a new span, which is kept in `spans` until all are back.
-            self.stack.free.push(Block { ptr, class: class as u8 });
+            self.stack.free.push(Block {
+                ptr,
+                class: class as u8,
+            });
         }
         self.bare = n;
         self.spans.insert(span.ptr().addr().get(), span);
@@ -174,7 +185,9 @@ fn strip(spans: &BTreeMap<usize, Mapping>, b: &Block) -> bool {
     if b.size() % host_page_size() != 0 {
         return false;
     }
-    let Some(span) = spans.get(&b.span_base()) else { return false };
+    let Some(span) = spans.get(&b.span_base()) else {
+        return false;
+    };
     let off = b.ptr.addr().get() - b.span_base();
     // SAFETY: the span is anonymous; `b` owns the range and is free, so that no reference to it exists.
     unsafe { span.dont_need(off, b.size()) }.is_ok()
@@ -188,7 +201,9 @@ struct ThreadCache {
 impl ThreadCache {
     fn get(&self, class: usize, pool: &Global) -> Result<Block> {
         // Contended only while the purge looks at this thread: don't wait for it.
-        let Some(mut mags) = self.magazines.try_lock() else { return pool.depot_get(class) };
+        let Some(mut mags) = self.magazines.try_lock() else {
+            return pool.depot_get(class);
+        };
         let mag = &mut mags[class];
         if let Some(b) = mag.pop() {
             return Ok(b);
@@ -198,7 +213,9 @@ impl ThreadCache {
 
     fn put(&self, b: Block, pool: &Global) {
         let class = usize::from(b.class);
-        let Some(mut mags) = self.magazines.try_lock() else { return pool.depot_put(b) };
+        let Some(mut mags) = self.magazines.try_lock() else {
+            return pool.depot_put(b);
+        };
         let mag = &mut mags[class];
         let cap = magazine_cap(class);
         if mag.free.len() >= cap {
@@ -384,7 +401,9 @@ impl PagePool {
             return pool.depot_get(class);
         }
         // No cache any more while the thread's locals are being dropped.
-        CACHE.try_with(|c| c.0.get(class, pool)).unwrap_or_else(|_| pool.depot_get(class))
+        CACHE
+            .try_with(|c| c.0.get(class, pool))
+            .unwrap_or_else(|_| pool.depot_get(class))
     }
 
     pub(super) fn put(b: Block) {
@@ -439,7 +458,12 @@ impl PagePool {
             let depot = depot.lock();
             s.depot_bytes += (depot.stack.free.len() - depot.bare) * class_size(class);
         }
-        let threads: Vec<_> = pool.threads.lock().iter().filter_map(Weak::upgrade).collect();
+        let threads: Vec<_> = pool
+            .threads
+            .lock()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect();
         for t in threads {
             for (class, mag) in t.magazines.lock().iter().enumerate() {
                 s.cached_bytes += mag.free.len() * class_size(class);
@@ -544,7 +568,11 @@ mod tests {
                 cache.put(b, &pool);
             }
             if round % 1000 == 0 {
-                pool.purge(if round % 2000 == 0 { Purge::Idle } else { Purge::All });
+                pool.purge(if round % 2000 == 0 {
+                    Purge::Idle
+                } else {
+                    Purge::All
+                });
             }
         }
         for (b, _) in held {

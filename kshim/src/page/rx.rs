@@ -44,7 +44,10 @@ impl RxChunk {
     ///
     /// Context: any. Errors: as [`PageBuf::alloc`].
     pub fn alloc(capacity: usize) -> Result<RxChunk> {
-        Ok(RxChunk { mem: Arc::new(RxMem(PageBuf::alloc(capacity)?)), filled: 0 })
+        Ok(RxChunk {
+            mem: Arc::new(RxMem(PageBuf::alloc(capacity)?)),
+            filled: 0,
+        })
     }
 
     /// Bytes it can hold.
@@ -136,7 +139,9 @@ impl RxChunk {
             return false;
         }
         // `get_mut` synchronises with the drop of the last slice, so that nobody still reads.
-        let Some(mem) = Arc::get_mut(&mut self.mem) else { return false };
+        let Some(mem) = Arc::get_mut(&mut self.mem) else {
+            return false;
+        };
         mem.0.as_mut_slice().copy_within(start..filled, 0);
         self.filled = filled - start;
         true

@@ -19,14 +19,26 @@ pub(crate) struct IoVecs {
 
 impl IoVecs {
     pub(crate) fn new() -> IoVecs {
-        const NONE: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
-        IoVecs { iov: [NONE; MAX_SEGS], n: 0, bytes: 0 }
+        const NONE: libc::iovec = libc::iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 0,
+        };
+        IoVecs {
+            iov: [NONE; MAX_SEGS],
+            n: 0,
+            bytes: 0,
+        }
     }
 
     /// Adds a piece; `false`: it is full.
     pub(crate) fn push(&mut self, ptr: *mut u8, len: usize) -> bool {
-        let Some(slot) = self.iov.get_mut(self.n) else { return false };
-        *slot = libc::iovec { iov_base: ptr.cast(), iov_len: len };
+        let Some(slot) = self.iov.get_mut(self.n) else {
+            return false;
+        };
+        *slot = libc::iovec {
+            iov_base: ptr.cast(),
+            iov_len: len,
+        };
         self.n += 1;
         self.bytes += len;
         true
@@ -38,7 +50,9 @@ impl IoVecs {
 
     /// Whether all pieces start and end at multiples of `align`.
     pub(crate) fn is_aligned(&self, align: usize) -> bool {
-        self.iov[..self.n].iter().all(|v| v.iov_base.addr() % align == 0 && v.iov_len % align == 0)
+        self.iov[..self.n]
+            .iter()
+            .all(|v| v.iov_base.addr() % align == 0 && v.iov_len % align == 0)
     }
 }
 
@@ -79,7 +93,11 @@ pub(crate) struct Flags {
 pub(crate) fn open(path: &Path, f: Flags) -> Result<(OwnedFd, Kind)> {
     // O_NONBLOCK: opening a FIFO or an empty drive must not hang.
     let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-    flags |= if f.read_only { OFlags::RDONLY } else { OFlags::RDWR };
+    flags |= if f.read_only {
+        OFlags::RDONLY
+    } else {
+        OFlags::RDWR
+    };
     for (on, flag) in [
         (f.direct, OFlags::DIRECT),
         (f.dsync, OFlags::DSYNC),
@@ -103,7 +121,11 @@ pub(crate) fn open(path: &Path, f: Flags) -> Result<(OwnedFd, Kind)> {
         match kind {
             Kind::Regular => {
                 rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).map_err(|e| {
-                    if e == rustix::io::Errno::WOULDBLOCK { code::EBUSY } else { e.into() }
+                    if e == rustix::io::Errno::WOULDBLOCK {
+                        code::EBUSY
+                    } else {
+                        e.into()
+                    }
                 })?;
             }
             // A claim of a block device is made at open.
@@ -149,9 +171,8 @@ pub(crate) unsafe fn preadv2(
     let pos = offset(pos)?;
     loop {
         // SAFETY: the first `n` entries are initialised; their memory is as the caller promises.
-        let r = unsafe {
-            libc::preadv2(fd.as_raw_fd(), v.iov.as_ptr(), v.n as libc::c_int, pos, f.0)
-        };
+        let r =
+            unsafe { libc::preadv2(fd.as_raw_fd(), v.iov.as_ptr(), v.n as libc::c_int, pos, f.0) };
         match usize::try_from(r) {
             Ok(n) => return Ok(n),
             Err(_) => match last_error() {
@@ -176,9 +197,8 @@ pub(crate) unsafe fn pwritev2(
     let pos = offset(pos)?;
     loop {
         // SAFETY: the first `n` entries are initialised; their memory is as the caller promises.
-        let r = unsafe {
-            libc::pwritev2(fd.as_raw_fd(), v.iov.as_ptr(), v.n as libc::c_int, pos, f.0)
-        };
+        let r =
+            unsafe { libc::pwritev2(fd.as_raw_fd(), v.iov.as_ptr(), v.n as libc::c_int, pos, f.0) };
         match usize::try_from(r) {
             Ok(n) => return Ok(n),
             Err(_) => match last_error() {
@@ -369,7 +389,10 @@ pub(crate) fn dio_align(fd: BorrowedFd<'_>) -> usize {
     match rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) {
         Ok(s) if s.stx_mask & StatxFlags::DIOALIGN.bits() != 0 => {
             let align = s.stx_dio_offset_align.max(s.stx_dio_mem_align);
-            usize::try_from(align).ok().filter(|a| a.is_power_of_two()).unwrap_or(DEFAULT)
+            usize::try_from(align)
+                .ok()
+                .filter(|a| a.is_power_of_two())
+                .unwrap_or(DEFAULT)
         }
         _ => DEFAULT,
     }

@@ -129,8 +129,7 @@ mod imp {
             return;
         }
         if previous.is_some_and(|p| p.sa_flags & libc::SA_SIGINFO != 0) {
-            type Action =
-                extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+            type Action = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
             // SAFETY: with SA_SIGINFO the field is a function of this signature, as its installer promised.
             let f = unsafe { std::mem::transmute::<usize, Action>(handler) };
             f(sig, info, context);
@@ -163,8 +162,14 @@ mod imp {
             let to = unsafe { dst.add(done) };
             // SAFETY: `done < len`: inside the source.
             let from = unsafe { src.add(done) };
-            let local = libc::iovec { iov_base: to.cast(), iov_len: len - done };
-            let remote = libc::iovec { iov_base: from.cast_mut().cast(), iov_len: len - done };
+            let local = libc::iovec {
+                iov_base: to.cast(),
+                iov_len: len - done,
+            };
+            let remote = libc::iovec {
+                iov_base: from.cast_mut().cast(),
+                iov_len: len - done,
+            };
             // SAFETY: one iovec each; the kernel checks both sides and reports what it cannot reach.
             let n = unsafe {
                 libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0)

@@ -70,11 +70,17 @@ impl Mapping {
         let start = unsafe { whole.ptr.add(head) };
         // From here on three mappings: the margins are dropped, which unmaps them.
         if head > 0 {
-            drop(Mapping { ptr: whole.ptr, len: head });
+            drop(Mapping {
+                ptr: whole.ptr,
+                len: head,
+            });
         }
         if tail > 0 {
             // SAFETY: `head + len < padded`: inside the mapping.
-            drop(Mapping { ptr: unsafe { start.add(len) }, len: tail });
+            drop(Mapping {
+                ptr: unsafe { start.add(len) },
+                len: tail,
+            });
         }
         // INVARIANT: the range is what remains of `whole`, which is never dropped.
         Ok(Mapping { ptr: start, len })
@@ -97,7 +103,10 @@ impl Mapping {
 
     fn from_mmap(p: *mut core::ffi::c_void, len: usize) -> Result<Mapping> {
         // INVARIANT: the caller just mapped the range.
-        Ok(Mapping { ptr: NonNull::new(p.cast()).ok_or(code::ENOMEM)?, len })
+        Ok(Mapping {
+            ptr: NonNull::new(p.cast()).ok_or(code::ENOMEM)?,
+            len,
+        })
     }
 
     /// The first byte.
