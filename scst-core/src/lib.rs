@@ -1,2 +1,6 @@
 //! The SCSI target core of SCST.
 #![forbid(unsafe_code)]
+
+pub mod cdb;
+pub mod consts;
+pub mod sense;
