@@ -3,4 +3,6 @@
 
 pub mod cdb;
 pub mod consts;
+pub mod lun;
+pub mod parking;
 pub mod sense;

@@ -1,0 +1,446 @@
+//! Device blocking: which commands may be on a device at the same time.
+//!
+//! Most commands may run beside each other. A *serialized* one lets no other onto the device while it runs, a *strictly
+//! serialized* one besides waits until it is alone, and management can block the device from outside ([`DevBlock::block`]:
+//! resize, suspend, the `block` attribute) and learn when it is drained. Who may not enter is parked, and comes back as
+//! [`Released`] from the call that made way, in the order of arrival (HEAD OF QUEUE commands first), *already entered*:
+//! there is no second check, so none can be overtaken.
+//!
+//! DIFFERS: SCST puts released commands through the check again, where they may queue behind newer ones.
+//!
+//! # The hot path, and why it is right
+//!
+//! An ordinary command takes no lock. It counts itself in its thread's slot of a [`PercpuCounter`] and then looks at one
+//! flag, `blocked`; on its way out it takes itself off the count and looks at the flag again. Whoever wants more works
+//! under the lock, sets the flag first and looks at the counters second. All four (count, look; set flag, sum) are
+//! sequentially consistent, so there is one order of them all (S), and:
+//!
+//! * *Nobody slips in.* A command that did not see the flag loaded it before it was set (in S), so it had counted itself
+//!   before that, and every sum taken after the flag was set includes it.
+//! * *The sum cannot be too small.* Commands may leave on another thread than they entered on, and the slots are read one
+//!   after the other. What a sum could miss is an increment that comes after its slot was read while the
+//!   matching decrement, in a slot read later, is seen. But increments after the flag was set come from commands that see the
+//!   flag: they take the increment back themselves, on the same thread and thus in the same slot, or are let in under the
+//!   lock, which who sums holds. So a sum of 0 means drained.
+//! * *Nobody waits for ever.* A sum may be too large: by a command that has counted itself and is about to see the flag, or
+//!   one that has not left yet. The former then takes the lock and looks again whether the device is drained. The
+//!   latter, when it leaves, either sees the flag, takes the lock and looks; or has loaded the flag
+//!   before it was set, thus had decremented before that, and is not in the sum.
+//!
+//! The flag is set exactly while somebody is parked, serialized, or blocking from outside.
+//!
+//! # To come
+//!
+//! SCSI atomic commands (COMPARE AND WRITE) block only those whose block range overlaps. Their place is here: an arm of
+//! [`Class`] with the range, a list of the ranges on the device kept while any such command is around (flag set, so everybody comes by
+//! the lock), and a third reason to park. Nothing of that exists yet, and no class claims it.
+//!
+//! # Locks
+//!
+//! `dev_lock`'s part for blocking (inside) nests in nothing and calls nothing but [`Abortable::is_aborted`] and the
+//! caller's predicate. Drain callbacks run after it is dropped.
+//!
+//! C source: `scst/src/scst_targ.c` (`scst_do_check_blocked_dev`, `__scst_check_unblock_dev`),
+//! `scst/src/scst_lib.c` (`__scst_check_blocked_dev`, `scst_unblock_dev`, `scst_ext_block_dev`)
+
+#[cfg(test)]
+mod tests;
+
+use crate::parking::{Abortable, Released};
+use kshim::percpu::PercpuCounter;
+use kshim::sync::SpinLock;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// How a command wants the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Class {
+    /// Beside others.
+    #[default]
+    Normal,
+    /// Nobody enters while it runs; who is inside goes on.
+    #[doc(alias = "SCST_SERIALIZED")]
+    Serialized,
+    /// Alone: waits until the device is drained, and nobody enters meanwhile.
+    #[doc(alias = "SCST_STRICTLY_SERIALIZED")]
+    StrictlySerialized,
+    /// Past all this, and not counted: internal commands of one that is on the device already.
+    #[doc(alias = "bypass_blocking")]
+    Bypass,
+}
+
+/// Where a command queues that may not enter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// Behind the others.
+    #[default]
+    Tail,
+    /// Before the others: HEAD OF QUEUE commands.
+    Head,
+}
+
+/// What the engine notes in a command; [`Default`] is a command that is not on the device.
+#[derive(Debug, Default)]
+pub struct BlockTicket {
+    class: Class,
+    stage: Stage,
+}
+
+impl BlockTicket {
+    /// Whether the command is on the device, so that [`DevBlock::leave`] is due.
+    #[doc(alias = "dec_on_dev_needed")]
+    #[inline]
+    pub fn is_on_device(&self) -> bool {
+        matches!(self.stage, Stage::Counted | Stage::Holding)
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    #[default]
+    Outside,
+    Counted,
+    /// Counted, and keeps others from entering.
+    #[doc(alias = "unblock_dev")]
+    Holding,
+}
+
+/// An item that can be parked here.
+pub trait HasBlockTicket: Abortable {
+    /// The item's ticket.
+    fn block_ticket(&mut self) -> &mut BlockTicket;
+}
+
+/// Answer of [`DevBlock::enter`].
+#[derive(Debug)]
+#[must_use = "the command has to go on, unless it was queued"]
+pub enum Enter<T> {
+    /// The command is on the device.
+    Go(T),
+    /// The engine keeps the command. `released` are others that may go now: an earlier command may have found the
+    /// device not drained only because of this one's attempt.
+    Queued {
+        /// To be resumed.
+        released: Released<T>,
+    },
+}
+
+/// What [`DevBlock::take_blocked`] found.
+#[derive(Debug)]
+#[must_use]
+pub struct TakenBlocked<T> {
+    /// The commands asked for; they are outside.
+    pub taken: Vec<T>,
+    /// Commands that were parked behind them and have entered.
+    pub released: Released<T>,
+}
+
+/// Called once when the device is drained, after [`DevBlock::block`].
+///
+/// Context: the thread whose command was the last to leave (it may be a reactor): must not sleep.
+pub type DrainedFn = Box<dyn FnOnce() + Send>;
+
+/// Blocking of one device.
+///
+/// Context: every method but [`DevBlock::block_and_drain`] may be called on any thread and does not sleep.
+///
+/// # Examples
+///
+/// ```
+/// use scst_core::blocking::{BlockTicket, Class, DevBlock, Enter, HasBlockTicket, Place};
+/// use scst_core::parking::Abortable;
+///
+/// struct Cmd(u32, BlockTicket);
+/// impl Abortable for Cmd {
+///     fn is_aborted(&self) -> bool {
+///         false
+///     }
+/// }
+/// impl HasBlockTicket for Cmd {
+///     fn block_ticket(&mut self) -> &mut BlockTicket {
+///         &mut self.1
+///     }
+/// }
+///
+/// let dev = DevBlock::new();
+/// let reserve = Cmd(1, BlockTicket::default());
+/// let Enter::Go(mut reserve) = dev.enter(reserve, Class::Serialized, Place::Tail) else {
+///     panic!("the device is free")
+/// };
+/// let read = Cmd(2, BlockTicket::default());
+/// assert!(matches!(dev.enter(read, Class::Normal, Place::Tail), Enter::Queued { .. }));
+/// let mut read = dev.leave(&mut reserve.1).pop().expect("its turn now");
+/// assert_eq!(read.0, 2);
+/// assert!(dev.leave(&mut read.1).is_empty());
+/// assert!(dev.is_idle());
+/// ```
+pub struct DevBlock<T> {
+    /// Commands on the device.
+    #[doc(alias = "on_dev_cmd_count")]
+    on_dev: PercpuCounter,
+    /// Whether anything below is in the way: then the lock decides.
+    blocked: AtomicBool,
+    #[doc(alias = "dev_lock")]
+    state: SpinLock<State<T>>,
+}
+
+struct State<T> {
+    /// Who waits to enter.
+    #[doc(alias = "blocked_cmd_list")]
+    queue: VecDeque<T>,
+    /// A strictly serialized command that is the next and waits for the device to be drained.
+    #[doc(alias = "strictly_serialized_cmd_waiting")]
+    strict: Option<T>,
+    /// A serialized command is on the device.
+    holding: bool,
+    /// Blocks from outside.
+    #[doc(alias = "ext_blocks_cnt")]
+    ext_blocks: u32,
+    /// Unblocks that came before the device was drained; they count when it is.
+    early_unblocks: u32,
+    /// Who waits to hear that the device is drained.
+    #[doc(alias = "ext_blockers_list")]
+    on_drained: Vec<DrainedFn>,
+}
+
+impl<T> std::fmt::Debug for DevBlock<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let st = self.state.lock();
+        f.debug_struct("DevBlock")
+            .field("on_dev", &self.on_dev.sum())
+            .field("queued", &st.queue.len())
+            .field("strict_waiting", &st.strict.is_some())
+            .field("holding", &st.holding)
+            .field("ext_blocks", &st.ext_blocks)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<T: HasBlockTicket> Default for DevBlock<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T: HasBlockTicket> DevBlock<T> {
+    /// A device without commands.
+    pub fn new() -> Self {
+        Self {
+            on_dev: PercpuCounter::new(),
+            blocked: AtomicBool::new(false),
+            state: SpinLock::new(State {
+                queue: VecDeque::new(),
+                strict: None,
+                holding: false,
+                ext_blocks: 0,
+                early_unblocks: 0,
+                on_drained: Vec::new(),
+            }),
+        }
+    }
+
+    /// Asks for the device. A command that is aborted is let in whatever is in the way (it will not be executed).
+    #[doc(alias = "scst_check_blocked_dev")]
+    #[inline]
+    pub fn enter(&self, mut item: T, class: Class, place: Place) -> Enter<T> {
+        let t = item.block_ticket();
+        debug_assert!(!t.is_on_device(), "a command enters once");
+        t.class = class;
+        match class {
+            Class::Bypass => return Enter::Go(item),
+            Class::Normal => {
+                self.on_dev.inc();
+                if !self.blocked.load(Ordering::SeqCst) {
+                    t.stage = Stage::Counted;
+                    return Enter::Go(item);
+                }
+                self.on_dev.dec();
+            }
+            Class::Serialized | Class::StrictlySerialized => {}
+        }
+        self.enter_slow(item, place)
+    }
+
+    #[cold]
+    fn enter_slow(&self, item: T, place: Place) -> Enter<T> {
+        let mut st = self.state.lock();
+        if item.is_aborted() {
+            let mut item = item;
+            self.count_in(item.block_ticket(), Stage::Counted);
+            return Enter::Go(item);
+        }
+        match place {
+            Place::Tail => st.queue.push_back(item),
+            Place::Head => st.queue.push_front(item),
+        }
+        let alone = st.queue.len() == 1 && st.strict.is_none();
+        let (mut released, drained) = self.grant(&mut st);
+        drop(st);
+        for f in drained {
+            f();
+        }
+        // Only the item itself can have been let in when nobody waited before it.
+        match (alone, released.len()) {
+            (true, 1) => released.pop().map_or(Enter::Queued { released }, Enter::Go),
+            _ => Enter::Queued { released },
+        }
+    }
+
+    /// The command leaves the device. Does nothing for one that is not on it (bypassed, taken from the queue, or left
+    /// already).
+    #[doc(alias = "scst_check_unblock_dev")]
+    #[inline]
+    pub fn leave(&self, ticket: &mut BlockTicket) -> Released<T> {
+        match std::mem::take(&mut ticket.stage) {
+            Stage::Outside => Released::new(),
+            Stage::Counted => {
+                self.on_dev.dec();
+                if self.blocked.load(Ordering::SeqCst) {
+                    self.leave_slow(false)
+                } else {
+                    Released::new()
+                }
+            }
+            Stage::Holding => {
+                self.on_dev.dec();
+                self.leave_slow(true)
+            }
+        }
+    }
+
+    #[cold]
+    fn leave_slow(&self, was_holding: bool) -> Released<T> {
+        let mut st = self.state.lock();
+        if was_holding {
+            st.holding = false;
+        }
+        self.grant_and_unlock(st)
+    }
+
+    /// Keeps commands from entering until the matching [`Self::unblock`]; nests. `on_drained` is called when no command is
+    /// on the device: within this call if that is so already, else by the last one's `leave`.
+    #[doc(alias = "scst_ext_block_dev")]
+    pub fn block(&self, on_drained: Option<DrainedFn>) {
+        let mut st = self.state.lock();
+        st.ext_blocks += 1;
+        self.blocked.store(true, Ordering::SeqCst);
+        if let Some(f) = on_drained {
+            if self.on_dev.sum() != 0 {
+                st.on_drained.push(f);
+            } else {
+                drop(st);
+                f();
+            }
+        }
+    }
+
+    /// Ends one [`Self::block`]. If that is the last one and somebody still waits for the device to be drained, it takes
+    /// effect when it is.
+    #[doc(alias = "scst_ext_unblock_dev")]
+    pub fn unblock(&self) -> Released<T> {
+        let mut st = self.state.lock();
+        if st.ext_blocks <= st.early_unblocks {
+            debug_assert!(false, "unblock without block");
+            return Released::new();
+        }
+        if st.ext_blocks == st.early_unblocks + 1 && !st.on_drained.is_empty() {
+            st.early_unblocks += 1;
+        } else {
+            st.ext_blocks -= 1;
+        }
+        self.grant_and_unlock(st)
+    }
+
+    /// Takes parked commands out of the queue, for task management. The caller has marked them as aborted before and
+    /// finishes them without execution.
+    ///
+    /// Context: any; `pred` runs under the lock.
+    #[doc(alias = "__scst_unblock_aborted_cmds")]
+    pub fn take_blocked(&self, mut pred: impl FnMut(&T) -> bool) -> TakenBlocked<T> {
+        let mut st = self.state.lock();
+        let mut taken = Vec::new();
+        if let Some(item) = st.strict.take() {
+            if pred(&item) {
+                taken.push(item);
+            } else {
+                st.strict = Some(item);
+            }
+        }
+        for item in std::mem::take(&mut st.queue) {
+            if pred(&item) {
+                taken.push(item);
+            } else {
+                st.queue.push_back(item);
+            }
+        }
+        TakenBlocked { taken, released: self.grant_and_unlock(st) }
+    }
+
+    /// Commands on the device: exact only while nothing moves.
+    pub fn on_dev_count(&self) -> u64 {
+        u64::try_from(self.on_dev.sum()).unwrap_or(0)
+    }
+
+    /// Commands parked.
+    pub fn blocked_count(&self) -> usize {
+        let st = self.state.lock();
+        st.queue.len() + usize::from(st.strict.is_some())
+    }
+
+    /// Whether the device is blocked from outside.
+    pub fn is_ext_blocked(&self) -> bool {
+        self.state.lock().ext_blocks > 0
+    }
+
+    /// Whether no command is on the device or parked, and nobody blocks it.
+    pub fn is_idle(&self) -> bool {
+        !self.blocked.load(Ordering::SeqCst) && self.on_dev.sum() == 0
+    }
+
+    fn count_in(&self, ticket: &mut BlockTicket, stage: Stage) {
+        self.on_dev.inc();
+        ticket.stage = stage;
+    }
+
+    fn grant_and_unlock(&self, mut st: impl std::ops::DerefMut<Target = State<T>>) -> Released<T> {
+        let (released, drained) = self.grant(&mut st);
+        drop(st);
+        for f in drained {
+            f();
+        }
+        released
+    }
+
+    /// Lets in whoever may enter now, and answers whom to tell that the device was drained. Under the lock.
+    fn grant(&self, st: &mut State<T>) -> (Released<T>, Vec<DrainedFn>) {
+        let mut released = Released::new();
+        // Before any counter is looked at: see the module's docs.
+        self.blocked.store(true, Ordering::SeqCst);
+        let mut drained = Vec::new();
+        if !st.on_drained.is_empty() && self.on_dev.sum() == 0 {
+            drained = std::mem::take(&mut st.on_drained);
+            st.ext_blocks -= std::mem::take(&mut st.early_unblocks);
+        }
+        while !st.holding && st.ext_blocks == 0 {
+            let Some(mut item) = st.strict.take().or_else(|| st.queue.pop_front()) else { break };
+            match item.block_ticket().class {
+                Class::StrictlySerialized if self.on_dev.sum() != 0 => {
+                    st.strict = Some(item);
+                    break;
+                }
+                Class::Serialized | Class::StrictlySerialized => {
+                    self.count_in(item.block_ticket(), Stage::Holding);
+                    st.holding = true;
+                }
+                Class::Normal | Class::Bypass => {
+                    self.count_in(item.block_ticket(), Stage::Counted);
+                }
+            }
+            released.push(item);
+        }
+        let blocked =
+            st.holding || st.ext_blocks > 0 || st.strict.is_some() || !st.queue.is_empty();
+        self.blocked.store(blocked, Ordering::SeqCst);
+        (released, drained)
+    }
+}
