@@ -539,6 +539,19 @@ impl SGTable {
             .any(|e| matches!(e.piece, Piece::Lent(_)))
     }
 
+    /// Whether every contiguous part of a range begins and ends at multiples of `align` in memory, as O_DIRECT asks.
+    ///
+    /// Context: any. Errors: `EINVAL`: out of range.
+    #[doc(alias = "iov_iter_aligned")]
+    pub fn is_aligned(&self, at: usize, len: usize, align: usize) -> Result<bool> {
+        let mut aligned = true;
+        self.for_each_raw(at, len, |p, n| {
+            aligned = p.addr() % align == 0 && n % align == 0;
+            aligned
+        })?;
+        Ok(aligned)
+    }
+
     /// Calls `f` with address and length of each contiguous part of a range, until it returns `false`. For system calls
     /// that only read; the addresses are good as long as `self` is borrowed.
     pub(crate) fn for_each_raw(

@@ -1,1 +1,29 @@
-//! block
+//! Block devices.
+//!
+//! A user opens a [`BlockDevice`] by path and submits [`Bio`]s, which come back through their [`BioEndIo`]. A driver
+//! implements [`BlockOps`] and calls [`register_disk`]. Paths that nobody registered are the host's block devices and
+//! plain files, behind a driver of this module.
+//!
+//! # Who owns a bio
+//!
+//! The user, until [`BlockDevice::submit_bio`] consumes it; then the driver, as a [`SubmittedBio`], until
+//! [`SubmittedBio::complete`] consumes that; then the user again, in [`BioEndIo::bio_done`]. So a bio can be neither
+//! submitted twice nor changed in flight, and it ends exactly once: a driver that drops one completes it with `EIO`
+//! and is reported.
+//!
+//! # Not here
+//!
+//! Partitions, request merging and I/O schedulers: the host's block layer has them below its devices.
+//!
+//! C header: `include/linux/blkdev.h`, `include/linux/bio.h`
+
+mod bdev;
+mod bio;
+mod engine;
+mod gendisk;
+mod limits;
+
+pub use bdev::{BlkMode, BlockDevice};
+pub use bio::{Bio, BioEndIo, BioOp, ReqFlags, SubmittedBio, dropped_bios};
+pub use gendisk::{BlockOps, GenDisk, disks, register_disk};
+pub use limits::{MAX_LOGICAL_BLOCK_SIZE, QueueLimits, SECTOR_SIZE};

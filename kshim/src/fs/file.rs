@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use super::KiocbFlags;
+use crate::block::QueueLimits;
 use crate::error::{Result, code};
 use crate::page::PageBuf;
 use crate::scatterlist::SGTable;
@@ -149,7 +150,7 @@ impl File {
         };
         if flags.direct {
             file.dio_align = match kind {
-                Kind::Block => sys::blk_info(file.as_fd())?.logical_block_size as usize,
+                Kind::Block => sys::blk_limits(file.as_fd())?.logical_block_size as usize,
                 Kind::Regular => sys::dio_align(file.as_fd()),
             };
         }
@@ -425,6 +426,19 @@ impl File {
     #[doc(alias = "blkdev_issue_zeroout")]
     pub fn blk_zeroout(&self, pos: u64, len: u64) -> Result {
         sys::blk_zeroout(self.as_fd(), pos, len)
+    }
+
+    /// What the host says about a block device.
+    pub(crate) fn blk_limits(&self) -> Result<QueueLimits> {
+        let mut limits = sys::blk_limits(self.as_fd())?;
+        limits.read_only |= self.is_read_only();
+        // Through the page cache there is one, and single writes can be synced, whatever the device has.
+        limits.write_cache |= !self.is_direct();
+        limits.fua |= !self.is_direct();
+        limits.logical_block_size = limits
+            .logical_block_size
+            .max(u32::try_from(self.dio_align).unwrap_or(0));
+        Ok(limits)
     }
 
     /// Where the next data at or after `pos` begins; `None`: only holes are left.

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use rustix::fs::{FallocateFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom};
 
+use crate::block::QueueLimits;
 use crate::error::{Error, Result, code};
 
 /// Most pieces of one vectored call (`UIO_MAXIOV` is 1024; more gains nothing).
@@ -14,7 +15,6 @@ pub(crate) const MAX_SEGS: usize = 64;
 pub(crate) struct IoVecs {
     iov: [libc::iovec; MAX_SEGS],
     n: usize,
-    bytes: usize,
 }
 
 impl IoVecs {
@@ -40,12 +40,7 @@ impl IoVecs {
             iov_len: len,
         };
         self.n += 1;
-        self.bytes += len;
         true
-    }
-
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
     }
 
     /// Whether all pieces start and end at multiples of `align`.
@@ -333,28 +328,13 @@ pub(crate) fn blk_zeroout(fd: BorrowedFd<'_>, pos: u64, len: u64) -> Result {
     ioctl_range(fd, BLKZEROOUT, pos, len)
 }
 
-/// What a host block device says about itself.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct BlkInfo {
-    pub(crate) logical_block_size: u32,
-    pub(crate) physical_block_size: u32,
-    pub(crate) io_min: u32,
-    pub(crate) io_opt: u32,
-    pub(crate) rotational: bool,
-    pub(crate) read_only: bool,
-    pub(crate) max_discard_bytes: u64,
-    pub(crate) discard_granularity: u32,
-    pub(crate) max_write_zeroes_bytes: u64,
-    pub(crate) write_cache: bool,
-}
-
 /// Asks a host block device for its limits.
-pub(crate) fn blk_info(fd: BorrowedFd<'_>) -> Result<BlkInfo> {
+pub(crate) fn blk_limits(fd: BorrowedFd<'_>) -> Result<QueueLimits> {
     let dev = rustix::fs::fstat(fd)?.st_rdev;
     let queue = |name: &str| queue_attr(dev, name);
     let number = |name: &str| queue(name).and_then(|s| s.parse::<u64>().ok()).unwrap_or(0);
     let logical = ioctl_read::<libc::c_int>(fd, BLKSSZGET)?;
-    Ok(BlkInfo {
+    Ok(QueueLimits {
         logical_block_size: u32::try_from(logical)?,
         physical_block_size: ioctl_read::<libc::c_uint>(fd, BLKPBSZGET)?,
         io_min: ioctl_read::<libc::c_uint>(fd, BLKIOMIN)?,
@@ -363,7 +343,9 @@ pub(crate) fn blk_info(fd: BorrowedFd<'_>) -> Result<BlkInfo> {
         read_only: ioctl_read::<libc::c_int>(fd, BLKROGET)? != 0,
         max_discard_bytes: number("discard_max_bytes"),
         discard_granularity: u32::try_from(number("discard_granularity")).unwrap_or(0),
+        discard_zeroes_data: false,
         max_write_zeroes_bytes: number("write_zeroes_max_bytes"),
+        fua: number("fua") != 0,
         // Without an answer assume a cache: flushes that are not needed cost less than lost data.
         write_cache: queue("write_cache").is_none_or(|s| s != "write through"),
     })

@@ -114,11 +114,6 @@ impl Mapping {
         self.ptr
     }
 
-    /// Bytes mapped.
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
     fn check(&self, off: usize, len: usize) -> Result {
         let end = off.checked_add(len).ok_or(code::EINVAL)?;
         let page = host_page_size();
@@ -197,7 +192,7 @@ mod tests {
         for align in [page, 1 << 21] {
             let m = Mapping::anonymous_aligned(4 * page, align).unwrap();
             assert_eq!(m.ptr().as_ptr().align_offset(align), 0);
-            assert_eq!(m.len(), 4 * page);
+            assert_eq!(m.len, 4 * page);
             // SAFETY: nobody has a reference into `m`.
             let r = unsafe { m.dont_need(3 * page, 2 * page) };
             assert_eq!(r, Err(code::EINVAL));

@@ -19,3 +19,17 @@ pub(crate) fn coarse_ms() -> u64 {
     let ms = u64::try_from(t.tv_nsec / 1_000_000).unwrap_or(0);
     secs.saturating_mul(1000).saturating_add(ms)
 }
+
+/// Starts a thread that nobody joins.
+pub(crate) fn spawn_detached(
+    name: &str,
+    f: impl FnOnce() + Send + 'static,
+) -> crate::error::Result {
+    #[allow(
+        clippy::disallowed_methods,
+        clippy::disallowed_types,
+        reason = "this is the door"
+    )]
+    let r = std::thread::Builder::new().name(name.to_owned()).spawn(f);
+    r.map(drop).map_err(Into::into)
+}

@@ -1,0 +1,272 @@
+//! Disks that drivers register, and the registry of their names.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::bdev::BlkMode;
+use super::bio::SubmittedBio;
+use super::limits::QueueLimits;
+use crate::error::{Result, code};
+use crate::page::LentRange;
+
+/// The driver's side of a disk.
+///
+/// C header: `include/linux/blkdev.h` (`struct block_device_operations`)
+#[doc(alias = "block_device_operations")]
+pub trait BlockOps: Send + Sync {
+    /// Starts a bio. It is inside the capacity, aligned to the logical block size, has data of its length, and is no
+    /// write to a read-only disk. Complete it now or later, exactly once.
+    ///
+    /// Context: reactor or any other thread; must not block unless the submitter expects it (see [`BlockOps::is_inline`]).
+    fn submit_bio(&self, bio: SubmittedBio);
+
+    /// The limits. Asked at each open; they don't change while the disk is open.
+    fn limits(&self) -> QueueLimits;
+
+    /// The size now. Asked for each bio.
+    fn capacity_bytes(&self) -> u64;
+
+    /// Looks at the size of what is behind the disk again; returns it.
+    ///
+    /// Context: may sleep. Errors: the driver's.
+    #[doc(alias = "check_disk_change")]
+    fn revalidate(&self) -> Result<u64> {
+        Ok(self.capacity_bytes())
+    }
+
+    /// Lends the memory of a range for reading, if the disk is memory that cannot vanish.
+    ///
+    /// Context: any.
+    #[doc(alias = "dax_direct_access")]
+    fn direct_access(&self, pos: u64, len: usize) -> Option<LentRange> {
+        let _ = (pos, len);
+        None
+    }
+
+    /// Whether [`BlockOps::submit_bio`] never blocks and completes inside the call.
+    fn is_inline(&self) -> bool {
+        false
+    }
+
+    /// Somebody opens the disk.
+    ///
+    /// Context: may sleep. Errors: the driver's; the open fails.
+    fn open(&self, mode: BlkMode) -> Result {
+        let _ = mode;
+        Ok(())
+    }
+
+    /// Somebody closed the disk.
+    ///
+    /// Context: whoever drops the last reference to the [`BlockDevice`](super::BlockDevice).
+    fn release(&self, mode: BlkMode) {
+        let _ = mode;
+    }
+}
+
+#[derive(Debug, Default)]
+struct Openers {
+    count: usize,
+    exclusive: bool,
+}
+
+/// A disk, registered or not.
+pub(super) struct Disk {
+    pub(super) path: String,
+    pub(super) ops: Arc<dyn BlockOps>,
+    openers: Mutex<Openers>,
+    dead: AtomicBool,
+    /// Bios between submit and end.
+    inflight: AtomicI64,
+    drained: Condvar,
+    drain_lock: Mutex<()>,
+}
+
+impl Disk {
+    pub(super) fn new(path: String, ops: Arc<dyn BlockOps>) -> Arc<Disk> {
+        Arc::new(Disk {
+            path,
+            ops,
+            openers: Mutex::new(Openers::default()),
+            dead: AtomicBool::new(false),
+            inflight: AtomicI64::new(0),
+            drained: Condvar::new(),
+            drain_lock: Mutex::new(()),
+        })
+    }
+
+    pub(super) fn open(&self, mode: BlkMode) -> Result {
+        {
+            let mut o = self.openers.lock();
+            if self.dead.load(Ordering::SeqCst) {
+                return Err(code::ENODEV);
+            }
+            if o.exclusive || (mode.contains(BlkMode::EXCL) && o.count > 0) {
+                return Err(code::EBUSY);
+            }
+            o.count += 1;
+            o.exclusive = mode.contains(BlkMode::EXCL);
+        }
+        // Without the lock: a driver may take its time, or register another disk.
+        self.ops.open(mode).inspect_err(|_| self.uncount())
+    }
+
+    fn uncount(&self) {
+        let mut o = self.openers.lock();
+        o.count -= 1;
+        // An exclusive opener was the only one.
+        o.exclusive = false;
+    }
+
+    pub(super) fn release(&self, mode: BlkMode) {
+        self.ops.release(mode);
+        self.uncount();
+    }
+
+    /// Counts a bio in; `ENODEV`: the disk is going away.
+    ///
+    /// The counter and the flag are accessed in one total order: either the remover sees the count, or we see the flag.
+    pub(super) fn enter(&self) -> Result {
+        self.inflight.fetch_add(1, Ordering::SeqCst);
+        if self.dead.load(Ordering::SeqCst) {
+            self.exit();
+            return Err(code::ENODEV);
+        }
+        Ok(())
+    }
+
+    /// Counts a bio out.
+    pub(super) fn exit(&self) {
+        let before = self.inflight.fetch_sub(1, Ordering::SeqCst);
+        debug_assert!(before > 0);
+        if self.dead.load(Ordering::SeqCst) {
+            drop(self.drain_lock.lock());
+            self.drained.notify_all();
+        }
+    }
+
+    /// Refuses new bios and waits for those in flight.
+    fn kill(&self) {
+        self.dead.store(true, Ordering::SeqCst);
+        let mut g = self.drain_lock.lock();
+        while self.inflight.load(Ordering::SeqCst) != 0 {
+            self.drained.wait(&mut g);
+        }
+    }
+}
+
+static DISKS: Mutex<BTreeMap<String, Arc<Disk>>> = Mutex::new(BTreeMap::new());
+
+/// Finds a registered disk.
+pub(super) fn lookup(path: &str) -> Option<Arc<Disk>> {
+    DISKS.lock().get(path).cloned()
+}
+
+/// Registers a disk under a path like `/dev/ram/NAME`; [`BlockDevice::open`](super::BlockDevice::open) finds it there
+/// before it looks at the host's files.
+///
+/// Context: may sleep.
+///
+/// # Errors
+///
+/// `EINVAL`: the path is not absolute, or the limits make no sense. `EEXIST`: the path is taken.
+#[doc(alias = "add_disk")]
+#[doc(alias = "device_add_disk")]
+pub fn register_disk(path: &str, ops: Arc<dyn BlockOps>) -> Result<GenDisk> {
+    if !path.starts_with('/') || path.ends_with('/') || !ops.limits().is_valid() {
+        return Err(code::EINVAL);
+    }
+    let mut disks = DISKS.lock();
+    if disks.contains_key(path) {
+        return Err(code::EEXIST);
+    }
+    let disk = Disk::new(path.to_owned(), ops);
+    disks.insert(path.to_owned(), Arc::clone(&disk));
+    Ok(GenDisk { disk })
+}
+
+/// The paths of all registered disks, in order.
+///
+/// Context: any.
+pub fn disks() -> Vec<String> {
+    DISKS.lock().keys().cloned().collect()
+}
+
+/// A registered disk in its driver's hands.
+///
+/// Dropping it removes the disk even when it is open: the name goes, new bios fail with `ENODEV`, and the drop waits for
+/// those in flight. Orderly removal is [`GenDisk::unregister`].
+///
+/// C header: `include/linux/blkdev.h` (`struct gendisk`)
+#[doc(alias = "gendisk")]
+pub struct GenDisk {
+    disk: Arc<Disk>,
+}
+
+impl GenDisk {
+    /// The path it is registered under.
+    pub fn path(&self) -> &str {
+        &self.disk.path
+    }
+
+    /// How often it is open.
+    pub fn openers(&self) -> usize {
+        self.disk.openers.lock().count
+    }
+
+    /// Removes the disk when nobody has it open.
+    ///
+    /// Context: may sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY`: it is open. `ENODEV`: it was removed before.
+    #[doc(alias = "del_gendisk")]
+    pub fn unregister(&self) -> Result {
+        crate::might_sleep!();
+        {
+            let mut disks = DISKS.lock();
+            let openers = self.disk.openers.lock();
+            if self.disk.dead.load(Ordering::SeqCst) {
+                return Err(code::ENODEV);
+            }
+            if openers.count > 0 {
+                return Err(code::EBUSY);
+            }
+            self.disk.dead.store(true, Ordering::SeqCst);
+            disks.remove(&self.disk.path);
+        }
+        self.disk.kill();
+        Ok(())
+    }
+}
+
+impl Drop for GenDisk {
+    fn drop(&mut self) {
+        let was_dead = {
+            let mut disks = DISKS.lock();
+            let _openers = self.disk.openers.lock();
+            let was = self.disk.dead.swap(true, Ordering::SeqCst);
+            if !was {
+                disks.remove(&self.disk.path);
+            }
+            was
+        };
+        if !was_dead {
+            self.disk.kill();
+        }
+    }
+}
+
+impl fmt::Debug for GenDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GenDisk")
+            .field("path", &self.disk.path)
+            .field("openers", &self.openers())
+            .finish()
+    }
+}

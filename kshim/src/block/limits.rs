@@ -1,0 +1,70 @@
+//! Queue limits.
+
+/// The size of a sector, the unit of [`Bio::sector`](super::Bio::sector), whatever the device's block size is.
+pub const SECTOR_SIZE: u64 = 512;
+/// The largest logical block size.
+#[doc(alias = "BLK_MAX_BLOCK_SIZE")]
+pub const MAX_LOGICAL_BLOCK_SIZE: u32 = 64 << 10;
+
+/// What a block device can do and likes.
+///
+/// C header: `include/linux/blkdev.h` (`struct queue_limits`)
+#[doc(alias = "queue_limits")]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueLimits {
+    /// The unit that reads and writes must be multiples of: a power of two from 512 to [`MAX_LOGICAL_BLOCK_SIZE`].
+    pub logical_block_size: u32,
+    /// The unit the medium writes in one go.
+    pub physical_block_size: u32,
+    /// Preferred minimum size of an I/O; 0: unknown.
+    pub io_min: u32,
+    /// Preferred size of an I/O; 0: unknown.
+    pub io_opt: u32,
+    /// The most that one discard may cover; 0: no discard.
+    pub max_discard_bytes: u64,
+    /// The unit in which discards are effective; 0: unknown.
+    pub discard_granularity: u32,
+    /// Discarded blocks read as zeros.
+    pub discard_zeroes_data: bool,
+    /// The most that one efficient write of zeros may cover; 0: zeros are written as data.
+    pub max_write_zeroes_bytes: u64,
+    /// There is a volatile write cache: completed writes need a flush to be durable.
+    pub write_cache: bool,
+    /// Single writes can be made durable without a flush ([`ReqFlags::FUA`](super::ReqFlags::FUA) is cheap).
+    pub fua: bool,
+    /// It seeks.
+    pub rotational: bool,
+    /// It cannot be written.
+    pub read_only: bool,
+}
+
+impl Default for QueueLimits {
+    /// A device of 512-byte blocks with a write cache and nothing else.
+    fn default() -> QueueLimits {
+        QueueLimits {
+            logical_block_size: 512,
+            physical_block_size: 512,
+            io_min: 0,
+            io_opt: 0,
+            max_discard_bytes: 0,
+            discard_granularity: 0,
+            discard_zeroes_data: false,
+            max_write_zeroes_bytes: 0,
+            write_cache: true,
+            fua: false,
+            rotational: false,
+            read_only: false,
+        }
+    }
+}
+
+impl QueueLimits {
+    /// Checks what a driver announces.
+    pub(crate) fn is_valid(&self) -> bool {
+        let ok = |size: u32| size.is_power_of_two() && size >= SECTOR_SIZE as u32;
+        ok(self.logical_block_size)
+            && self.logical_block_size <= MAX_LOGICAL_BLOCK_SIZE
+            && ok(self.physical_block_size)
+            && self.physical_block_size >= self.logical_block_size
+    }
+}
