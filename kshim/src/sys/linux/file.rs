@@ -26,7 +26,6 @@ impl IoVecs {
         IoVecs {
             iov: [NONE; MAX_SEGS],
             n: 0,
-            bytes: 0,
         }
     }
 
