@@ -7,5 +7,7 @@
 )]
 
 pub mod login;
+pub mod param;
 pub mod pdu;
 pub mod sn;
+pub mod text;

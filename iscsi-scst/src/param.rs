@@ -1,0 +1,1015 @@
+//! Negotiable parameters: tables, values, and the answer for each key an initiator offers.
+//!
+//! [`SESSION_KEYS`] is SCST's table of RFC 7143 session keys: the value without negotiation, the value a target
+//! starts with, the range, and the rule that combines both sides' values (RFC 7143 6.2.2, 13). [`TARGET_KEYS`] are
+//! the parameters of a target that no initiator sees. [`KeyValues`] holds a target's values; one login works on a
+//! copy, [`Negotiation`], and ends with [`SessParams`].
+//!
+//! The answers are SCST's, also where the RFC has it otherwise: a number outside its range is pulled to the nearest
+//! end of the range instead of refused, and so is text that is no number (it counts as 0).
+//!
+//! C source: `iscsi-scst/usr/param.c`, `iscsi-scst/usr/iscsid.c` (`text_scan_login`, `text_check_params`),
+//! `iscsi-scst/kernel/param.c`.
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation
+)]
+
+use crate::pdu::Digests;
+use crate::text::{IRRELEVANT, NOT_UNDERSTOOD, REJECT};
+use std::borrow::Cow;
+
+/// Largest data segment and burst that SCST takes: 256 pages of 4 KiB.
+#[doc(alias = "ISCSI_CONN_IOV_MAX")]
+pub const MAX_DATA_SEG_LEN: u32 = 256 * 4096;
+
+/// R2Ts that SCST keeps outstanding per command unless the initiator wants fewer.
+pub const DEFAULT_MAX_OUTSTANDING_R2T: u32 = 32;
+
+/// Digest "None", as a bit of a digest key's value.
+pub const DIGEST_NONE: u32 = 1;
+
+/// Digest "CRC32C", as a bit of a digest key's value.
+pub const DIGEST_CRC32C: u32 = 2;
+
+/// Both digests.
+pub const DIGEST_ALL: u32 = DIGEST_NONE | DIGEST_CRC32C;
+
+/// The session keys, in SCST's order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+#[expect(
+    missing_docs,
+    reason = "each is the key of its name; RFC 7143 13 and RFC 7145 6 define them"
+)]
+pub enum SessionKey {
+    InitialR2T,
+    ImmediateData,
+    MaxConnections,
+    MaxRecvDataSegmentLength,
+    MaxXmitDataSegmentLength,
+    MaxBurstLength,
+    FirstBurstLength,
+    DefaultTime2Wait,
+    DefaultTime2Retain,
+    MaxOutstandingR2T,
+    DataPDUInOrder,
+    DataSequenceInOrder,
+    ErrorRecoveryLevel,
+    HeaderDigest,
+    DataDigest,
+    OFMarker,
+    IFMarker,
+    OFMarkInt,
+    IFMarkInt,
+    RDMAExtensions,
+    TargetRecvDataSegmentLength,
+    InitiatorRecvDataSegmentLength,
+    MaxAHSLength,
+    TaggedBufferForSolicitedDataOnly,
+    ISERHelloRequired,
+    MaxOutstandingUnexpectedPDUs,
+}
+
+/// Number of session keys.
+#[doc(alias = "session_key_last")]
+pub const SESSION_KEY_COUNT: usize = 26;
+
+/// How the values of both sides become one (RFC 7143 6.2.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// The smaller number.
+    Minimum,
+    /// The larger number.
+    Maximum,
+    /// Yes when either side says so.
+    Or,
+    /// Yes when both sides say so.
+    And,
+    /// CRC32C when both sides have it, else None.
+    Digest,
+    /// A marker interval: markers are not supported, so there is none.
+    Marker,
+}
+
+/// One row of [`SESSION_KEYS`].
+#[doc(alias = "iscsi_key")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionKeyInfo {
+    /// The key.
+    pub key: SessionKey,
+    /// Its name on the wire and in sysfs.
+    pub name: &'static str,
+    /// The value when it is not negotiated.
+    pub rfc_default: u32,
+    /// The value a new target starts with.
+    pub local_default: u32,
+    /// Smallest value taken.
+    pub min: u32,
+    /// Largest value taken.
+    pub max: u32,
+    /// Whether it is an attribute of targets and sessions.
+    pub show_in_sysfs: bool,
+    /// How it is negotiated.
+    pub rule: Rule,
+}
+
+const fn row(
+    key: SessionKey,
+    name: &'static str,
+    [rfc_default, local_default, min, max]: [u32; 4],
+    show_in_sysfs: bool,
+    rule: Rule,
+) -> SessionKeyInfo {
+    SessionKeyInfo {
+        key,
+        name,
+        rfc_default,
+        local_default,
+        min,
+        max,
+        show_in_sysfs,
+        rule,
+    }
+}
+
+const SHOWN: bool = true;
+const HIDDEN: bool = false;
+
+/// All session keys, in the order of [`SessionKey`].
+#[doc(alias = "session_keys")]
+pub static SESSION_KEYS: [SessionKeyInfo; SESSION_KEY_COUNT] = {
+    use Rule::{And, Digest, Marker, Maximum, Minimum, Or};
+    use SessionKey as K;
+    const MAX: u32 = MAX_DATA_SEG_LEN;
+    [
+        row(K::InitialR2T, "InitialR2T", [1, 0, 0, 1], SHOWN, Or),
+        row(K::ImmediateData, "ImmediateData", [1, 1, 0, 1], SHOWN, And),
+        row(
+            K::MaxConnections,
+            "MaxConnections",
+            [1, 1, 1, 1],
+            HIDDEN,
+            Minimum,
+        ),
+        row(
+            K::MaxRecvDataSegmentLength,
+            "MaxRecvDataSegmentLength",
+            [8192, MAX, 512, MAX],
+            SHOWN,
+            Minimum,
+        ),
+        row(
+            K::MaxXmitDataSegmentLength,
+            "MaxXmitDataSegmentLength",
+            [8192, MAX, 512, MAX],
+            SHOWN,
+            Minimum,
+        ),
+        row(
+            K::MaxBurstLength,
+            "MaxBurstLength",
+            [262_144, MAX, 512, MAX],
+            SHOWN,
+            Minimum,
+        ),
+        row(
+            K::FirstBurstLength,
+            "FirstBurstLength",
+            [65_536, 65_536, 512, MAX],
+            SHOWN,
+            Minimum,
+        ),
+        row(
+            K::DefaultTime2Wait,
+            "DefaultTime2Wait",
+            [2, 0, 0, 0],
+            HIDDEN,
+            Maximum,
+        ),
+        row(
+            K::DefaultTime2Retain,
+            "DefaultTime2Retain",
+            [20, 0, 0, 0],
+            HIDDEN,
+            Minimum,
+        ),
+        row(
+            K::MaxOutstandingR2T,
+            "MaxOutstandingR2T",
+            [1, DEFAULT_MAX_OUTSTANDING_R2T, 1, 65_535],
+            SHOWN,
+            Minimum,
+        ),
+        row(
+            K::DataPDUInOrder,
+            "DataPDUInOrder",
+            [1, 0, 0, 1],
+            HIDDEN,
+            Or,
+        ),
+        row(
+            K::DataSequenceInOrder,
+            "DataSequenceInOrder",
+            [1, 0, 0, 1],
+            HIDDEN,
+            Or,
+        ),
+        row(
+            K::ErrorRecoveryLevel,
+            "ErrorRecoveryLevel",
+            [0, 0, 0, 0],
+            HIDDEN,
+            Minimum,
+        ),
+        row(
+            K::HeaderDigest,
+            "HeaderDigest",
+            [DIGEST_NONE, DIGEST_NONE, DIGEST_NONE, DIGEST_ALL],
+            SHOWN,
+            Digest,
+        ),
+        row(
+            K::DataDigest,
+            "DataDigest",
+            [DIGEST_NONE, DIGEST_NONE, DIGEST_NONE, DIGEST_ALL],
+            SHOWN,
+            Digest,
+        ),
+        row(K::OFMarker, "OFMarker", [0, 0, 0, 0], HIDDEN, And),
+        row(K::IFMarker, "IFMarker", [0, 0, 0, 0], HIDDEN, And),
+        row(
+            K::OFMarkInt,
+            "OFMarkInt",
+            [2048, 2048, 1, 65_535],
+            HIDDEN,
+            Marker,
+        ),
+        row(
+            K::IFMarkInt,
+            "IFMarkInt",
+            [2048, 2048, 1, 65_535],
+            HIDDEN,
+            Marker,
+        ),
+        row(
+            K::RDMAExtensions,
+            "RDMAExtensions",
+            [0, 0, 0, 0],
+            SHOWN,
+            And,
+        ),
+        row(
+            K::TargetRecvDataSegmentLength,
+            "TargetRecvDataSegmentLength",
+            [8192, 512, 512, u32::MAX],
+            HIDDEN,
+            Minimum,
+        ),
+        row(
+            K::InitiatorRecvDataSegmentLength,
+            "InitiatorRecvDataSegmentLength",
+            [8192, u32::MAX, 512, u32::MAX],
+            HIDDEN,
+            Minimum,
+        ),
+        row(
+            K::MaxAHSLength,
+            "MaxAHSLength",
+            [256, 0, 0, u32::MAX],
+            HIDDEN,
+            Minimum,
+        ),
+        row(
+            K::TaggedBufferForSolicitedDataOnly,
+            "TaggedBufferForSolicitedDataOnly",
+            [0, 0, 0, 0],
+            HIDDEN,
+            And,
+        ),
+        row(
+            K::ISERHelloRequired,
+            "iSERHelloRequired",
+            [0, 0, 0, 0],
+            HIDDEN,
+            And,
+        ),
+        row(
+            K::MaxOutstandingUnexpectedPDUs,
+            "MaxOutstandingUnexpectedPDUs",
+            [0, 0, 0, u32::MAX],
+            HIDDEN,
+            Minimum,
+        ),
+    ]
+};
+
+impl SessionKey {
+    /// The key with a name, whatever its ASCII case.
+    #[doc(alias = "params_index_by_name")]
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        SESSION_KEYS
+            .iter()
+            .find(|info| info.name.eq_ignore_ascii_case(name))
+            .map(|info| info.key)
+    }
+
+    /// The key's row of the table.
+    #[must_use]
+    pub fn info(self) -> &'static SessionKeyInfo {
+        // The table has a row for every key, in order; `table_is_in_order` tests it.
+        SESSION_KEYS.get(self.index()).unwrap_or(&SESSION_KEYS[0])
+    }
+
+    const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl SessionKeyInfo {
+    /// A value as text, as it appears on the wire and in sysfs.
+    #[doc(alias = "params_val_to_str")]
+    #[must_use]
+    pub fn format(&self, value: u32) -> Cow<'static, str> {
+        match self.rule {
+            Rule::Minimum | Rule::Maximum => Cow::Owned(value.to_string()),
+            Rule::Or | Rule::And => Cow::Borrowed(if value == 0 { "No" } else { "Yes" }),
+            Rule::Digest => Cow::Borrowed(match value & DIGEST_ALL {
+                DIGEST_ALL => "None,CRC32C",
+                DIGEST_CRC32C => "CRC32C",
+                _ => "None",
+            }),
+            Rule::Marker => Cow::Borrowed(if value == 0 { IRRELEVANT } else { REJECT }),
+        }
+    }
+
+    /// The value of a text, `None` when it is not one for this key. Numbers always are: what `strtol` makes of
+    /// them. `:default:`, which management writes, is the local default only in [`KeyValues::set_text`].
+    #[doc(alias = "params_str_to_val")]
+    #[must_use]
+    pub fn parse(&self, text: &str) -> Option<u32> {
+        match self.rule {
+            Rule::Minimum | Rule::Maximum => Some(parse_number(text)),
+            Rule::Or | Rule::And => match text {
+                "Yes" => Some(1),
+                "No" => Some(0),
+                _ => None,
+            },
+            Rule::Digest => parse_digests(text),
+            Rule::Marker => Some(1),
+        }
+    }
+
+    /// `value` pulled into the key's range. Only numbers have one.
+    #[doc(alias = "params_check_val")]
+    #[must_use]
+    pub fn clamp(&self, value: u32) -> u32 {
+        match self.rule {
+            Rule::Minimum | Rule::Maximum => value.clamp(self.min, self.max),
+            _ => value,
+        }
+    }
+
+    /// What both sides' values come to.
+    #[doc(alias = "params_set_val")]
+    #[must_use]
+    fn combine(&self, ours: u32, theirs: u32) -> u32 {
+        match self.rule {
+            Rule::Minimum => ours.min(theirs),
+            Rule::Maximum => ours.max(theirs),
+            Rule::Or => ours | theirs,
+            Rule::And => ours & theirs,
+            Rule::Digest if ours & theirs & DIGEST_CRC32C != 0 => DIGEST_CRC32C,
+            Rule::Digest => DIGEST_NONE,
+            Rule::Marker => theirs,
+        }
+    }
+}
+
+/// What C's `strtol` with base 0 makes of a text, cut to 32 bits as SCST stores it: leading blanks and a sign, then
+/// hexadecimal after 0x, octal after 0, else decimal; nothing readable is 0.
+fn parse_number(text: &str) -> u32 {
+    let text = text.trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let hex = digits
+        .strip_prefix("0x")
+        .or_else(|| digits.strip_prefix("0X"))
+        .filter(|hex| hex.starts_with(|c: char| c.is_ascii_hexdigit()));
+    let (radix, digits) = match hex {
+        Some(hex) => (16, hex),
+        None if digits.starts_with('0') => (8, digits),
+        None => (10, digits),
+    };
+    let magnitude = digits
+        .chars()
+        .map_while(|c| c.to_digit(radix))
+        .fold(0i64, |sum, digit| {
+            sum.saturating_mul(i64::from(radix))
+                .saturating_add(i64::from(digit))
+        });
+    let value = if negative {
+        magnitude.saturating_neg()
+    } else {
+        magnitude
+    };
+    let [_, _, _, _, a, b, c, d] = value.to_be_bytes();
+    u32::from_be_bytes([a, b, c, d])
+}
+
+fn parse_digests(text: &str) -> Option<u32> {
+    let starts = |item: &str, name: &str| {
+        item.get(..name.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(name))
+    };
+    text.split(',').try_fold(0, |found, item| {
+        let item = item.trim_start();
+        // SCST looks at the start of an item only.
+        if starts(item, "None") {
+            Some(found | DIGEST_NONE)
+        } else if starts(item, "CRC32C") {
+            Some(found | DIGEST_CRC32C)
+        } else {
+            None
+        }
+    })
+}
+
+/// The session parameters of one target, as management sets them: what its side of each negotiation starts from.
+///
+/// ```
+/// use iscsi_scst::param::{KeyValues, SessionKey};
+///
+/// let mut values = KeyValues::default();
+/// assert_eq!(values.get(SessionKey::FirstBurstLength), 65536);
+/// assert!(values.set_text(SessionKey::HeaderDigest, "CRC32C,None"));
+/// assert_eq!(values.text(SessionKey::HeaderDigest), "None,CRC32C");
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyValues([u32; SESSION_KEY_COUNT]);
+
+impl Default for KeyValues {
+    /// SCST's defaults.
+    #[doc(alias = "params_set_defaults")]
+    fn default() -> Self {
+        Self(std::array::from_fn(|i| {
+            SESSION_KEYS.get(i).map_or(0, |info| info.local_default)
+        }))
+    }
+}
+
+impl KeyValues {
+    /// A key's value.
+    #[must_use]
+    pub fn get(&self, key: SessionKey) -> u32 {
+        self.0.get(key.index()).copied().unwrap_or_default()
+    }
+
+    /// Sets a key's value, pulled into its range.
+    pub fn set(&mut self, key: SessionKey, value: u32) {
+        if let Some(slot) = self.0.get_mut(key.index()) {
+            *slot = key.info().clamp(value);
+        }
+    }
+
+    /// Sets a key from text; `:default:` stands for SCST's default. False, and nothing changed, when the text is no
+    /// value or outside the key's range.
+    pub fn set_text(&mut self, key: SessionKey, text: &str) -> bool {
+        let info = key.info();
+        let value = match text {
+            ":default:" => Some(info.local_default),
+            _ => info.parse(text),
+        };
+        let value = value.filter(|value| info.clamp(*value) == *value);
+        if let Some(value) = value {
+            self.set(key, value);
+        }
+        value.is_some()
+    }
+
+    /// A key's value as text.
+    #[must_use]
+    pub fn text(&self, key: SessionKey) -> Cow<'static, str> {
+        key.info().format(self.get(key))
+    }
+
+    fn combine(&mut self, key: SessionKey, theirs: u32) -> u32 {
+        let combined = key.info().combine(self.get(key), theirs);
+        if let Some(slot) = self.0.get_mut(key.index()) {
+            *slot = combined;
+        }
+        combined
+    }
+}
+
+/// The negotiated parameters of a session.
+#[doc(alias = "iscsi_sess_params")]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessParams {
+    /// Whether write data need an R2T from the first byte on.
+    pub initial_r2t: bool,
+    /// Whether commands may carry data.
+    pub immediate_data: bool,
+    /// Connections per session; 1.
+    pub max_connections: u32,
+    /// Largest data segment we take.
+    #[doc(alias = "max_recv_data_length")]
+    pub max_recv_data_segment_length: u32,
+    /// Largest data segment the initiator takes.
+    #[doc(alias = "max_xmit_data_length")]
+    pub max_xmit_data_segment_length: u32,
+    /// Largest burst of solicited data. SCST lets it be smaller than `first_burst_length`.
+    pub max_burst_length: u32,
+    /// Most unsolicited data per command.
+    pub first_burst_length: u32,
+    /// Least seconds before reconnecting.
+    #[doc(alias = "default_wait_time")]
+    pub default_time2wait: u32,
+    /// Most seconds that tasks are kept; 0.
+    #[doc(alias = "default_retain_time")]
+    pub default_time2retain: u32,
+    /// R2Ts outstanding per command.
+    pub max_outstanding_r2t: u32,
+    /// Whether the PDUs of a sequence are in order.
+    #[doc(alias = "data_pdu_inorder")]
+    pub data_pdu_in_order: bool,
+    /// Whether the sequences of a command are in order.
+    #[doc(alias = "data_sequence_inorder")]
+    pub data_sequence_in_order: bool,
+    /// Error recovery level; 0.
+    pub error_recovery_level: u32,
+    /// CRC32C over headers.
+    pub header_digest: bool,
+    /// CRC32C over data.
+    pub data_digest: bool,
+}
+
+impl SessParams {
+    /// The digests of the full feature phase.
+    #[must_use]
+    pub const fn digests(&self) -> Digests {
+        Digests {
+            header: self.header_digest,
+            data: self.data_digest,
+        }
+    }
+}
+
+impl Default for SessParams {
+    /// The values when nothing was negotiated.
+    fn default() -> Self {
+        Negotiation::new(KeyValues::default()).finish()
+    }
+}
+
+impl From<&KeyValues> for SessParams {
+    fn from(values: &KeyValues) -> Self {
+        use SessionKey as K;
+        let number = |key| values.get(key);
+        let yes = |key| values.get(key) != 0;
+        let crc = |key| values.get(key) & DIGEST_CRC32C != 0;
+        Self {
+            initial_r2t: yes(K::InitialR2T),
+            immediate_data: yes(K::ImmediateData),
+            max_connections: number(K::MaxConnections),
+            max_recv_data_segment_length: number(K::MaxRecvDataSegmentLength),
+            max_xmit_data_segment_length: number(K::MaxXmitDataSegmentLength),
+            max_burst_length: number(K::MaxBurstLength),
+            first_burst_length: number(K::FirstBurstLength),
+            default_time2wait: number(K::DefaultTime2Wait),
+            default_time2retain: number(K::DefaultTime2Retain),
+            max_outstanding_r2t: number(K::MaxOutstandingR2T),
+            data_pdu_in_order: yes(K::DataPDUInOrder),
+            data_sequence_in_order: yes(K::DataSequenceInOrder),
+            error_recovery_level: number(K::ErrorRecoveryLevel),
+            header_digest: crc(K::HeaderDigest),
+            data_digest: crc(K::DataDigest),
+        }
+    }
+}
+
+/// What to do about an offered key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Send `key=` and this text.
+    Reply(Cow<'static, str>),
+    /// Send nothing: the key was a declaration, or was answered before.
+    Silent,
+}
+
+impl Answer {
+    const fn fixed(text: &'static str) -> Self {
+        Self::Reply(Cow::Borrowed(text))
+    }
+}
+
+/// An offer that ends the login with an initiator error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NegotiationError {
+    /// A key that was agreed on came again with a value that is none.
+    #[error("{} offered again with an invalid value", .0.info().name)]
+    InvalidRepeat(SessionKey),
+    /// RDMAExtensions=Yes on a TCP connection.
+    #[error("RDMA extensions on a TCP connection")]
+    RdmaOverTcp,
+}
+
+/// How far a key has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum KeyState {
+    /// Not offered.
+    Start,
+    /// Offered by the initiator, not answered: a declaration.
+    #[doc(alias = "KEY_STATE_DONE")]
+    Declared,
+    /// Answered.
+    #[doc(alias = "KEY_STATE_DONE_ADDED")]
+    Answered,
+}
+
+/// The operational negotiation of one login.
+///
+/// ```
+/// use iscsi_scst::param::{Answer, KeyValues, Negotiation};
+///
+/// let mut negotiation = Negotiation::new(KeyValues::default());
+/// assert_eq!(negotiation.negotiate("MaxBurstLength", "16777215")?, Answer::Reply("1048576".into()));
+/// assert_eq!(negotiation.finish().max_burst_length, 1048576);
+/// # Ok::<(), iscsi_scst::param::NegotiationError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Negotiation {
+    values: KeyValues,
+    states: [KeyState; SESSION_KEY_COUNT],
+}
+
+impl Negotiation {
+    /// A negotiation that starts from a target's values.
+    #[must_use]
+    pub const fn new(local: KeyValues) -> Self {
+        Self {
+            values: local,
+            states: [KeyState::Start; SESSION_KEY_COUNT],
+        }
+    }
+
+    fn state(&self, key: SessionKey) -> KeyState {
+        self.states
+            .get(key.index())
+            .copied()
+            .unwrap_or(KeyState::Start)
+    }
+
+    fn set_state(&mut self, key: SessionKey, state: KeyState) {
+        if let Some(slot) = self.states.get_mut(key.index()) {
+            *slot = state;
+        }
+    }
+
+    /// Takes the initiator's offer of a key in operational negotiation. Keys that belong to login itself
+    /// (InitiatorName and so on) are the caller's; an unknown key is NotUnderstood.
+    ///
+    /// # Errors
+    /// [`NegotiationError`]: the login fails with status 0200h.
+    #[doc(alias = "text_scan_login")]
+    pub fn negotiate(&mut self, name: &str, value: &str) -> Result<Answer, NegotiationError> {
+        let key = match SessionKey::by_name(name) {
+            // MaxXmitDataSegmentLength is SCST's name for the peer's MaxRecvDataSegmentLength, never on the wire.
+            None | Some(SessionKey::MaxXmitDataSegmentLength) => {
+                return Ok(Answer::fixed(NOT_UNDERSTOOD));
+            }
+            Some(SessionKey::MaxRecvDataSegmentLength) => {
+                self.declare_recv_len(value);
+                return Ok(Answer::Silent);
+            }
+            Some(key) => key,
+        };
+        let info = key.info();
+        let repeated = self.state(key) != KeyState::Start;
+        let theirs = match info.parse(value) {
+            Some(theirs) => theirs,
+            None if repeated => return Err(NegotiationError::InvalidRepeat(key)),
+            None => return Ok(Answer::fixed(REJECT)),
+        };
+        if key == SessionKey::RDMAExtensions && theirs != 0 {
+            return Err(NegotiationError::RdmaOverTcp);
+        }
+        if repeated {
+            // DIFFERS: SCST narrows the value once more without telling the initiator; what was answered holds.
+            return Ok(Answer::Silent);
+        }
+        let agreed = self.values.combine(key, info.clamp(theirs));
+        self.set_state(key, KeyState::Answered);
+        Ok(Answer::Reply(info.format(agreed)))
+    }
+
+    /// The initiator declares the largest data segment it takes; ours is then declared in turn.
+    fn declare_recv_len(&mut self, value: &str) {
+        let xmit = SessionKey::MaxXmitDataSegmentLength;
+        let theirs = xmit.info().clamp(parse_number(value));
+        self.values.combine(xmit, theirs);
+        self.set_state(xmit, KeyState::Declared);
+        self.set_state(SessionKey::MaxRecvDataSegmentLength, KeyState::Declared);
+    }
+
+    /// What the target declares of its own in the response to an operational request: MaxRecvDataSegmentLength,
+    /// once the initiator has declared its own, unless ours is the default. SCST repeats it in every later response
+    /// of the stage, and so does this.
+    #[doc(alias = "text_check_params")]
+    #[must_use]
+    pub fn declaration(&self) -> Option<(&'static str, Cow<'static, str>)> {
+        let key = SessionKey::MaxRecvDataSegmentLength;
+        let info = key.info();
+        let ours = self.values.get(key);
+        (self.state(key) == KeyState::Declared && ours != info.rfc_default)
+            .then(|| (info.name, info.format(ours)))
+    }
+
+    /// The parameters agreed on: keys that were not negotiated have their RFC 7143 defaults.
+    #[must_use]
+    pub fn finish(&self) -> SessParams {
+        let mut values = self.values.clone();
+        for (slot, (state, info)) in values
+            .0
+            .iter_mut()
+            .zip(self.states.iter().zip(&SESSION_KEYS))
+        {
+            if *state == KeyState::Start {
+                *slot = info.rfc_default;
+            }
+        }
+        SessParams::from(&values)
+    }
+}
+
+/// The parameters of a target that are not negotiated.
+#[doc(alias = "iscsi_tgt_params")]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TgtParams {
+    /// Commands that a session may have queued; 1 to 2048.
+    #[doc(alias = "queued_cmnds")]
+    pub queued_commands: u32,
+    /// Seconds that a response may take to be sent; 2 to 65535.
+    pub rsp_timeout: u32,
+    /// Seconds between NOP-In pings; 0 (off) to 65535.
+    pub nop_in_interval: u32,
+    /// Seconds for the answer to a ping; 2 to 65535.
+    pub nop_in_timeout: u32,
+    /// Sessions that the target takes; 0 for any number.
+    pub max_sessions: u32,
+}
+
+impl Default for TgtParams {
+    fn default() -> Self {
+        let [queued, rsp, interval, timeout, sessions] = TARGET_KEYS.map(|info| info.default);
+        Self {
+            queued_commands: queued,
+            rsp_timeout: rsp,
+            nop_in_interval: interval,
+            nop_in_timeout: timeout,
+            max_sessions: sessions,
+        }
+    }
+}
+
+/// One row of [`TARGET_KEYS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TargetKeyInfo {
+    /// Name of the attribute.
+    pub name: &'static str,
+    /// The value of a new target.
+    pub default: u32,
+    /// Smallest value.
+    pub min: u32,
+    /// Largest value.
+    pub max: u32,
+}
+
+/// The parameters in [`TgtParams`], in its order.
+#[doc(alias = "target_keys")]
+pub const TARGET_KEYS: [TargetKeyInfo; 5] = [
+    TargetKeyInfo {
+        name: "QueuedCommands",
+        default: 32,
+        min: 1,
+        max: 2048,
+    },
+    TargetKeyInfo {
+        name: "RspTimeout",
+        default: 90,
+        min: 2,
+        max: 65_535,
+    },
+    TargetKeyInfo {
+        name: "NopInInterval",
+        default: 30,
+        min: 0,
+        max: 65_535,
+    },
+    TargetKeyInfo {
+        name: "NopInTimeout",
+        default: 30,
+        min: 2,
+        max: 65_535,
+    },
+    TargetKeyInfo {
+        name: "MaxSessions",
+        default: 0,
+        min: 0,
+        max: 65_535,
+    },
+];
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "tests may fail loudly"
+)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn reply(text: &str) -> Result<Answer, NegotiationError> {
+        Ok(Answer::Reply(text.to_owned().into()))
+    }
+
+    fn offer(name: &str, value: &str) -> Result<Answer, NegotiationError> {
+        Negotiation::new(KeyValues::default()).negotiate(name, value)
+    }
+
+    #[test]
+    fn table_is_in_order() {
+        for (i, info) in SESSION_KEYS.iter().enumerate() {
+            assert_eq!(info.key.index(), i);
+            assert_eq!(info.key.info().name, info.name);
+            assert_eq!(
+                SessionKey::by_name(&info.name.to_ascii_uppercase()),
+                Some(info.key)
+            );
+            assert!(info.min <= info.max);
+        }
+    }
+
+    #[test]
+    fn numbers_are_read_as_strtol_does() {
+        for (text, value) in [
+            ("0", 0),
+            ("65536", 65536),
+            ("0x2000", 8192),
+            ("0X1f", 31),
+            ("0x", 0),
+            ("0xg", 0),
+            ("010", 8),
+            ("089", 0),
+            (" \t12abc", 12),
+            ("+7", 7),
+            ("-1", u32::MAX),
+            ("x", 0),
+            ("", 0),
+            ("4294967296", 0),
+            ("4294967297", 1),
+            ("99999999999999999999999", u32::MAX),
+            ("-99999999999999999999999", 1),
+        ] {
+            assert_eq!(parse_number(text), value, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn answers_follow_the_rules() {
+        for (name, value, answer) in [
+            ("InitialR2T", "Yes", "Yes"),
+            ("initialr2t", "No", "No"),
+            ("InitialR2T", "yes", "Reject"),
+            ("ImmediateData", "maybe", "Reject"),
+            ("DefaultTime2Wait", "3601", "0"),
+            ("MaxOutstandingR2T", "0", "1"),
+            ("HeaderDigest", "crc32c, none", "None"),
+            ("HeaderDigest", "None,SHA", "Reject"),
+            ("OFMarkInt", "2048", "Reject"),
+            ("OFMarker", "Yes", "No"),
+            ("RDMAExtensions", "No", "No"),
+            ("MaxXmitDataSegmentLength", "512", "NotUnderstood"),
+            ("TargetRecvDataSegmentLength", "8192", "512"),
+            ("TaskReporting", "RFC3720", "NotUnderstood"),
+        ] {
+            assert_eq!(offer(name, value), reply(answer), "{name}={value}");
+        }
+        assert_eq!(
+            offer("RDMAExtensions", "Yes"),
+            Err(NegotiationError::RdmaOverTcp)
+        );
+    }
+
+    #[test]
+    fn digests_are_agreed_on_when_the_target_has_them() {
+        let mut local = KeyValues::default();
+        assert!(local.set_text(SessionKey::HeaderDigest, "CRC32C,None"));
+        assert!(local.set_text(SessionKey::DataDigest, "CRC32C"));
+        let mut negotiation = Negotiation::new(local);
+        assert_eq!(
+            negotiation.negotiate("HeaderDigest", "None,CRC32C"),
+            reply("CRC32C")
+        );
+        assert_eq!(negotiation.negotiate("DataDigest", "None"), reply("None"));
+        let params = negotiation.finish();
+        assert_eq!(
+            params.digests(),
+            Digests {
+                header: true,
+                data: false
+            }
+        );
+    }
+
+    #[test]
+    fn nothing_offered_gives_rfc_defaults() {
+        let params = SessParams::default();
+        assert!(params.initial_r2t && params.immediate_data && params.data_pdu_in_order);
+        assert_eq!(params.max_recv_data_segment_length, 8192);
+        assert_eq!(params.max_xmit_data_segment_length, 8192);
+        assert_eq!(params.max_burst_length, 262_144);
+        assert_eq!(params.max_outstanding_r2t, 1);
+        assert_eq!(
+            (params.default_time2wait, params.default_time2retain),
+            (2, 20)
+        );
+        assert_eq!(params.digests(), Digests::default());
+    }
+
+    #[test]
+    fn declared_segment_length_is_declared_back() {
+        let mut negotiation = Negotiation::new(KeyValues::default());
+        assert_eq!(negotiation.declaration(), None);
+        assert_eq!(
+            negotiation.negotiate("MaxRecvDataSegmentLength", "65536"),
+            Ok(Answer::Silent)
+        );
+        assert_eq!(
+            negotiation.declaration(),
+            Some(("MaxRecvDataSegmentLength", Cow::Borrowed("1048576")))
+        );
+        let params = negotiation.finish();
+        assert_eq!(params.max_xmit_data_segment_length, 65536);
+        assert_eq!(params.max_recv_data_segment_length, MAX_DATA_SEG_LEN);
+    }
+
+    #[test]
+    fn an_answered_key_stays_as_answered() {
+        let mut negotiation = Negotiation::new(KeyValues::default());
+        assert_eq!(
+            negotiation.negotiate("MaxBurstLength", "65536"),
+            reply("65536")
+        );
+        assert_eq!(
+            negotiation.negotiate("MaxBurstLength", "512"),
+            Ok(Answer::Silent)
+        );
+        assert_eq!(negotiation.finish().max_burst_length, 65536);
+        assert_eq!(negotiation.negotiate("InitialR2T", "No"), reply("No"));
+        assert_eq!(
+            negotiation.negotiate("InitialR2T", "?"),
+            Err(NegotiationError::InvalidRepeat(SessionKey::InitialR2T))
+        );
+    }
+
+    #[test]
+    fn management_sets_values_within_range_only() {
+        let mut values = KeyValues::default();
+        assert!(values.set_text(SessionKey::FirstBurstLength, "131072"));
+        assert!(!values.set_text(SessionKey::FirstBurstLength, "100"));
+        assert!(!values.set_text(SessionKey::InitialR2T, "1"));
+        assert_eq!(values.text(SessionKey::FirstBurstLength), "131072");
+        assert!(values.set_text(SessionKey::FirstBurstLength, ":default:"));
+        assert_eq!(values, KeyValues::default());
+        assert_eq!(TgtParams::default().queued_commands, 32);
+    }
+
+    proptest! {
+        #[test]
+        fn any_offer_is_answered_within_range(name in "[A-Za-z]{1,12}", index in 0..SESSION_KEY_COUNT, known: bool, value in "\\PC{0,20}") {
+            let name = if known { SESSION_KEYS[index].name } else { &name };
+            let mut negotiation = Negotiation::new(KeyValues::default());
+            let _ = negotiation.negotiate(name, &value);
+            let _ = negotiation.negotiate(name, &value);
+            let _ = negotiation.declaration();
+            let params = negotiation.finish();
+            prop_assert!((512..=MAX_DATA_SEG_LEN).contains(&params.max_xmit_data_segment_length));
+            prop_assert!((512..=MAX_DATA_SEG_LEN).contains(&params.max_burst_length));
+            prop_assert!((512..=MAX_DATA_SEG_LEN).contains(&params.first_burst_length));
+            prop_assert!((1..=65535).contains(&params.max_outstanding_r2t));
+            prop_assert_eq!((params.max_connections, params.error_recovery_level), (1, 0));
+        }
+    }
+}
