@@ -13,6 +13,7 @@ pub mod cpu;
 pub mod crypto;
 pub mod error;
 pub mod fs;
+pub mod host;
 pub mod kthread;
 pub mod mempool;
 pub mod net;

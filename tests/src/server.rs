@@ -115,6 +115,8 @@ pub struct Server {
     pub iqn: String,
     /// LUN number of the first LUN.
     pub first_lun: u16,
+    /// What it printed until it was ready.
+    pub ready_lines: Vec<String>,
     pid: Option<u32>,
     child: Option<Child>,
     stderr: Arc<Mutex<String>>,
@@ -171,10 +173,11 @@ impl Server {
             }
         });
         match wait_ready(&lines) {
-            Ok((addr, iqn)) => Ok(Self {
+            Ok((addr, iqn, ready_lines)) => Ok(Self {
                 addr,
                 iqn,
                 first_lun: 0,
+                ready_lines,
                 pid: Some(child.id()),
                 child: Some(child),
                 stderr,
@@ -203,6 +206,7 @@ impl Server {
                 .expect("SCST_TEST_EXTERNAL: ADDR:PORT IQN LUN [PID]"),
             iqn: word()?.to_owned(),
             first_lun: word().map_or(0, |w| w.parse().expect("SCST_TEST_EXTERNAL: LUN")),
+            ready_lines: Vec::new(),
             pid: word().map(|w| w.parse().expect("SCST_TEST_EXTERNAL: PID")),
             child: None,
             stderr: Arc::default(),
@@ -355,10 +359,10 @@ impl Drop for Server {
     }
 }
 
-/// Reads the ready lines: the first portal and the target name.
-fn wait_ready(lines: &Receiver<String>) -> Result<(SocketAddr, String), String> {
+/// Reads the ready lines: the first portal, the target name, and all of them.
+fn wait_ready(lines: &Receiver<String>) -> Result<(SocketAddr, String, Vec<String>), String> {
     let deadline = Instant::now() + START_LIMIT;
-    let (mut addr, mut iqn) = (None, None);
+    let (mut addr, mut iqn, mut all) = (None, None, Vec::new());
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let line = match lines.recv_timeout(left) {
@@ -375,10 +379,10 @@ fn wait_ready(lines: &Receiver<String>) -> Result<(SocketAddr, String), String> 
         } else if let Some(name) = line.strip_prefix("target ") {
             iqn.get_or_insert(name.trim().to_owned());
         } else if line == "ready" {
-            return addr
-                .zip(iqn)
-                .ok_or_else(|| "ready without portal or target".into());
+            let (addr, iqn) = addr.zip(iqn).ok_or("ready without portal or target")?;
+            return Ok((addr, iqn, all));
         }
+        all.push(line);
     }
 }
 

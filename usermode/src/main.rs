@@ -1,3 +1,68 @@
-//! The SCST server.
+//! `scstd`, the SCST server: `scstd serve FILE|SIZE...` serves files and RAM disks as the LUNs of one iSCSI target.
+//!
+//! Key types: [`cli::Cli`] is the command line, [`config::ServeConfig`] what was asked for after everything was checked,
+//! [`server::Server`] the running target. Below: `iscsi-scst`, `backstores`, `scst-core`.
+//!
+//! What was wrong with a command line or a file is one line on stderr, exit code 2 for a wrong command line, 1 for all
+//! else; nothing is created before all of it was found right.
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod cli;
+mod config;
+mod iqn;
+mod logger;
+mod serve;
+mod server;
+mod signals;
+mod size;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+/// Exit code for a command line that cannot be understood.
+const EXIT_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return usage(&e),
+    };
+    let result = match &cli.command {
+        cli::Command::Serve(args) => logger::init(&cli.log).and_then(|()| serve::run(args)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            complain(&format!("{e:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Help and version go to stdout in full; an error becomes one line.
+fn usage(e: &clap::Error) -> ExitCode {
+    if !e.use_stderr() {
+        // A reader that has gone away is no reason to fail.
+        let _ = e.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = e.render().to_string();
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.is_empty())
+        .collect();
+    let line = lines.join(" ");
+    let line = line.strip_prefix("error: ").unwrap_or(&line);
+    complain(&format!("{line} (see scstd serve --help)"));
+    ExitCode::from(EXIT_USAGE)
+}
+
+/// The one line on stderr that says why there is no server.
+fn complain(what: &str) {
+    let line = format!("scstd: {}\n", what.replace('\n', " "));
+    // With stderr gone there is nobody left to tell.
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}

@@ -8,11 +8,13 @@
 
 mod file;
 mod kiocb;
+mod stat;
 
 use std::path::{Path, PathBuf};
 
 pub use file::{File, OpenOptions};
 pub use kiocb::KiocbFlags;
+pub use stat::{FileKind, Stat, stat};
 
 use crate::error::{Result, code};
 use crate::sys::linux::file as sys;

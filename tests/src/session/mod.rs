@@ -128,7 +128,7 @@ impl OpenOptions {
         let mut keys = vec![("InitiatorName", self.initiator.as_str())];
         match &self.target {
             Some(target) => {
-                keys.extend([("TargetName", target.as_str()), ("SessionType", "Normal")])
+                keys.extend([("TargetName", target.as_str()), ("SessionType", "Normal")]);
             }
             None => keys.push(("SessionType", "Discovery")),
         }

@@ -2,5 +2,6 @@
 
 pub(crate) mod file;
 pub(crate) mod guard;
+pub(crate) mod host;
 pub(crate) mod mem;
 pub(crate) mod proc;

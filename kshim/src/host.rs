@@ -1,0 +1,71 @@
+//! The host and the process as a program's start-up sees them: names, number of CPUs, where its messages go.
+//!
+//! C header: `include/linux/utsname.h`, `include/linux/cpumask.h`, `include/linux/ktime.h`
+
+use crate::sys::linux::host as sys;
+
+/// The host's name, `localhost` when it has none.
+///
+/// Context: any.
+#[doc(alias = "utsname")]
+pub fn hostname() -> String {
+    sys::hostname()
+}
+
+/// What tells this installation from all others (machine-id(5)); empty where there is none, as in some containers.
+///
+/// Context: may sleep.
+pub fn machine_id() -> String {
+    sys::machine_id()
+}
+
+/// Number of CPUs that this process may run on: affinity and cgroup quota are taken into account. At least 1.
+///
+/// Context: may sleep.
+#[doc(alias = "num_online_cpus")]
+pub fn cpus() -> usize {
+    sys::cpus()
+}
+
+/// Milliseconds since 1970, from the settable clock. For people's eyes; measure with [`crate::time`].
+///
+/// Context: any.
+#[doc(alias = "ktime_get_real")]
+pub fn wall_clock_ms() -> u64 {
+    sys::wall_clock_ms()
+}
+
+/// True if standard error is connected to the systemd journal.
+///
+/// Context: any.
+pub fn stderr_is_journal() -> bool {
+    sys::stderr_is_journal()
+}
+
+/// True if the process was started with SIGHUP ignored, as `nohup` does.
+///
+/// Context: may sleep.
+pub fn sighup_is_ignored() -> bool {
+    sys::sighup_is_ignored()
+}
+
+/// Ends the process at once, without tearing anything down.
+///
+/// Context: any.
+pub fn exit_now(code: i32) -> ! {
+    sys::exit_now(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_make_sense() {
+        assert!(!hostname().is_empty());
+        assert!(machine_id().bytes().all(|b| b.is_ascii_hexdigit()));
+        assert!((1..4096).contains(&cpus()));
+        // 2020-01-01, and the year 2100.
+        assert!((1_577_836_800_000..4_102_444_800_000).contains(&wall_clock_ms()));
+    }
+}

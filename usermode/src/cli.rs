@@ -1,0 +1,126 @@
+//! The command line.
+
+use std::ffi::OsString;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+/// SCST as an ordinary process: an iSCSI target for files and RAM disks.
+#[derive(Debug, Parser)]
+#[command(
+    name = "scstd",
+    version,
+    propagate_version = true,
+    disable_help_subcommand = true
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How much is logged to stderr.
+#[derive(Debug, Default, Args)]
+pub(crate) struct LogArgs {
+    /// Log more: -v debug, -vv trace (environment: SCST_LOG=LEVEL[,MODULE=LEVEL...])
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Log less: -q warnings and errors, -qq errors only
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "verbose")]
+    pub(crate) quiet: u8,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve files and RAM disks as the LUNs of one target
+    Serve(ServeArgs),
+}
+
+/// Arguments of `scstd serve`.
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// A size as 1G is a RAM disk (K, M, G, T: powers of 1024); anything with a "/", the name of an existing file, or
+    /// any name if --size is given, is a file or block device. The first is LUN 0, the next LUN 1, ...
+    #[arg(value_name = "FILE|SIZE", required = true)]
+    pub(crate) luns: Vec<OsString>,
+
+    /// Create missing files with this size (sparse); a file that exists must have it
+    #[arg(long, value_name = "N")]
+    pub(crate) size: Option<String>,
+
+    /// Address to listen on; may be given several times. Port 0 takes a free one
+    #[arg(
+        long = "portal",
+        value_name = "ADDR:PORT",
+        default_value = "127.0.0.1:3260"
+    )]
+    pub(crate) portals: Vec<String>,
+
+    /// Name of the target [default: iqn.2026-01.io.scst-usermode:HOSTNAME]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) iqn: Option<String>,
+
+    /// Refuse writes
+    #[arg(long)]
+    pub(crate) read_only: bool,
+
+    /// Number of reactor threads [default: one per CPU, at most 4]
+    #[arg(long, value_name = "N")]
+    pub(crate) cpus: Option<String>,
+
+    /// How reactors wait for sockets; for tests, and for kernels or containers in which io_uring misbehaves
+    #[arg(long, value_enum, default_value_t = Poller::Auto)]
+    pub(crate) poller: Poller,
+}
+
+/// How reactors wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Poller {
+    /// io_uring where the kernel permits it, else epoll
+    #[default]
+    Auto,
+    /// io_uring, or fail
+    Uring,
+    /// epoll
+    Epoll,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<ServeArgs, clap::Error> {
+        let args = ["scstd", "serve"].iter().chain(args);
+        Cli::try_parse_from(args).map(|cli| match cli.command {
+            Command::Serve(args) => args,
+        })
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults() {
+        let args = parse(&["1G"]).unwrap();
+        assert_eq!(args.portals, ["127.0.0.1:3260"]);
+        assert_eq!(args.poller, Poller::Auto);
+        assert!(!args.read_only && args.size.is_none() && args.iqn.is_none());
+    }
+
+    #[test]
+    fn a_given_portal_replaces_the_default_one() {
+        let args = parse(&["1G", "--portal", "[::1]:0", "--portal", "10.0.0.1:3261"]).unwrap();
+        assert_eq!(args.portals, ["[::1]:0", "10.0.0.1:3261"]);
+    }
+
+    #[test]
+    fn unknown_flags_and_missing_luns_are_refused() {
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["1G", "--nonsense"]).is_err());
+        assert!(parse(&["1G", "--poller", "select"]).is_err());
+    }
+}
