@@ -373,7 +373,10 @@ impl<T: HasBlockTicket> DevBlock<T> {
                 st.queue.push_back(item);
             }
         }
-        TakenBlocked { taken, released: self.grant_and_unlock(st) }
+        TakenBlocked {
+            taken,
+            released: self.grant_and_unlock(st),
+        }
     }
 
     /// Commands on the device: exact only while nothing moves.
@@ -422,7 +425,9 @@ impl<T: HasBlockTicket> DevBlock<T> {
             st.ext_blocks -= std::mem::take(&mut st.early_unblocks);
         }
         while !st.holding && st.ext_blocks == 0 {
-            let Some(mut item) = st.strict.take().or_else(|| st.queue.pop_front()) else { break };
+            let Some(mut item) = st.strict.take().or_else(|| st.queue.pop_front()) else {
+                break;
+            };
             match item.block_ticket().class {
                 Class::StrictlySerialized if self.on_dev.sum() != 0 => {
                     st.strict = Some(item);

@@ -196,7 +196,10 @@ impl Word {
         self.0 & Self::SLOW != 0
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "32 bits of the word, by construction")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "32 bits of the word, by construction"
+    )]
     const fn sn(self) -> u32 {
         (self.0 >> Self::SN_SHIFT) as u32
     }
@@ -297,7 +300,10 @@ impl<T> OrderData<T> {
     #[doc(alias = "scst_cmd_set_sn")]
     #[inline]
     pub fn set_sn(&self, ticket: &mut OrderTicket, q: QueueType, inc_expected_on_done: bool) {
-        debug_assert!(ticket.is_settled(), "a command has one place in one task set");
+        debug_assert!(
+            ticket.is_settled(),
+            "a command has one place in one task set"
+        );
         ticket.inc_on_done = inc_expected_on_done;
         if matches!(q, QueueType::Simple | QueueType::Untagged) {
             let mut w = Word(self.word.load(Ordering::Relaxed));
@@ -347,7 +353,11 @@ impl<T> OrderData<T> {
     #[doc(alias = "scst_post_exec_sn")]
     #[inline]
     pub fn post_exec(&self, ticket: &mut OrderTicket) -> Released<T> {
-        if ticket.inc_on_done { Released::new() } else { self.pass(ticket) }
+        if ticket.inc_on_done {
+            Released::new()
+        } else {
+            self.pass(ticket)
+        }
     }
 
     /// The command was executed and is complete: passes what waits for that. Does nothing for a command that is
@@ -374,7 +384,10 @@ impl<T> OrderData<T> {
         ticket.stage = Stage::Passed;
         let mut w = Word(self.word.load(Ordering::Relaxed));
         while !w.is_slow() {
-            debug_assert!(w.sn() == ticket.sn && w.count() > 0, "a passed run has no commands");
+            debug_assert!(
+                w.sn() == ticket.sn && w.count() > 0,
+                "a passed run has no commands"
+            );
             match self.word.compare_exchange_weak(
                 w.0,
                 w.0 - 1,
@@ -403,7 +416,11 @@ impl<T> OrderData<T> {
     #[doc(alias = "scst_on_hq_cmd_response")]
     #[inline]
     pub fn on_hq_done(&self, ticket: &mut OrderTicket) -> Released<T> {
-        if ticket.stage == Stage::HeadOfQueue { self.hq_done_slow(ticket) } else { Released::new() }
+        if ticket.stage == Stage::HeadOfQueue {
+            self.hq_done_slow(ticket)
+        } else {
+            Released::new()
+        }
     }
 
     #[cold]
@@ -462,7 +479,11 @@ impl<T> OrderData<T> {
 
     /// HEAD OF QUEUE commands under way.
     pub fn hq_cmd_count(&self) -> u32 {
-        if Word(self.word.load(Ordering::Acquire)).is_slow() { self.state.lock().hq_cmd_count } else { 0 }
+        if Word(self.word.load(Ordering::Acquire)).is_slow() {
+            self.state.lock().hq_cmd_count
+        } else {
+            0
+        }
     }
 
     /// Commands parked here.
@@ -516,7 +537,10 @@ impl<T: HasTicket> OrderData<T> {
         if held_by_aca {
             let nexus = item.ticket().nexus;
             if let Some(by_other_nexus) = st.aca.as_ref().and_then(|a| a.aborts(nexus)) {
-                return CheckSn::AbortForQErr { item, by_other_nexus };
+                return CheckSn::AbortForQErr {
+                    item,
+                    by_other_nexus,
+                };
             }
         }
         if stage == Stage::Numbered {

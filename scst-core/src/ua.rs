@@ -20,8 +20,8 @@
 //! * REQUEST SENSE without stored sense data takes the unit attention as its *data*, with GOOD status (SPC-4 6.39).
 //! * REPORT LUNS clears 3Fh/0Eh on every LUN of the session ([`UaQueue::remove`]). INQUIRY clears nothing.
 //!
-//! Sense data is built from the code when it is delivered, in the format that D_SENSE asks for *then*; 29h and 2Ah/01h are always
-//! in fixed format (SPC-4 4.5).
+//! The queue holds conditions; sense data is built when one is delivered, in the format that D_SENSE asks for *then*
+//! ([`Sense::always_fixed`] knows the exceptions).
 //!
 //! # Locks
 //!
@@ -34,6 +34,7 @@
 #[cfg(test)]
 mod tests;
 
+use crate::sense::{NEXUS_LOSS_UA, REPORTED_LUNS_DATA_CHANGED, RESET_UA, Sense};
 use kshim::sync::SpinLock;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,49 +43,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// pass-through device invents its own.
 pub const MAX_UA: usize = 32;
 
-/// A unit attention: additional sense code and qualifier (the sense key is always UNIT ATTENTION).
-#[doc(alias = "scst_tgt_dev_UA")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Ua {
-    /// ADDITIONAL SENSE CODE.
-    pub asc: u8,
-    /// ADDITIONAL SENSE CODE QUALIFIER.
-    pub ascq: u8,
-}
-
-impl Ua {
-    /// Sense key of all unit attentions.
-    pub const KEY: u8 = 0x06;
-    /// POWER ON, RESET, OR BUS DEVICE RESET OCCURRED.
-    #[doc(alias = "scst_sense_reset_UA")]
-    pub const RESET: Self = Self::new(0x29, 0x00);
-    /// I_T NEXUS LOSS OCCURRED.
-    #[doc(alias = "scst_sense_nexus_loss_UA")]
-    pub const NEXUS_LOSS: Self = Self::new(0x29, 0x07);
-    /// REPORTED LUNS DATA HAS CHANGED: the global one.
-    #[doc(alias = "scst_sense_reported_luns_data_changed")]
-    pub const REPORTED_LUNS_CHANGED: Self = Self::new(0x3f, 0x0e);
-
-    /// A code.
-    pub const fn new(asc: u8, ascq: u8) -> Self {
-        Self { asc, ascq }
-    }
-
-    /// Whether it concerns the session rather than the LUN: delivered once for all LUNs.
-    #[doc(alias = "scst_is_ua_global")]
-    pub fn is_global(self) -> bool {
-        self == Self::REPORTED_LUNS_CHANGED
-    }
-
-    /// Whether its sense data is in fixed format whatever D_SENSE says.
-    pub fn is_always_fixed_format(self) -> bool {
-        self.asc == 0x29 || (self.asc == 0x2a && self.ascq == 0x01)
-    }
-
-    /// Where it is queued when its event happens: nexus loss first, everything else last.
-    pub fn place(self) -> UaPlace {
-        if self == Self::NEXUS_LOSS { UaPlace::Head } else { UaPlace::Tail }
-    }
+/// Whether a unit attention concerns the session rather than the LUN: queued on all LUNs, delivered on one.
+#[doc(alias = "scst_is_ua_global")]
+#[must_use]
+pub fn is_global(ua: Sense) -> bool {
+    ua == REPORTED_LUNS_DATA_CHANGED
 }
 
 /// End of the queue.
@@ -97,6 +60,18 @@ pub enum UaPlace {
     Tail,
 }
 
+impl UaPlace {
+    /// Where a unit attention is queued when its event happens: nexus loss first, everything else last.
+    #[must_use]
+    pub fn of(ua: Sense) -> Self {
+        if ua == NEXUS_LOSS_UA {
+            Self::Head
+        } else {
+            Self::Tail
+        }
+    }
+}
+
 /// What [`UaQueue::check_set`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UaSet {
@@ -104,7 +79,7 @@ pub enum UaSet {
     Queued,
     /// The same one waits already.
     Duplicate,
-    /// The queue was full: only [`Ua::RESET`] is queued now.
+    /// The queue was full: only [`RESET_UA`] is queued now.
     Overflow,
 }
 
@@ -131,7 +106,7 @@ impl UaScope {
     pub fn set_all<'a>(
         &self,
         queues: impl IntoIterator<Item = &'a UaQueue>,
-        ua: Ua,
+        ua: Sense,
         place: UaPlace,
     ) {
         let _guard = self.0.lock();
@@ -143,7 +118,7 @@ impl UaScope {
     /// Removes a unit attention from all LUNs of the session: REPORT LUNS has told the news.
     ///
     /// Context: any.
-    pub fn remove_all<'a>(&self, queues: impl IntoIterator<Item = &'a UaQueue>, ua: Ua) {
+    pub fn remove_all<'a>(&self, queues: impl IntoIterator<Item = &'a UaQueue>, ua: Sense) {
         let _guard = self.0.lock();
         for q in queues {
             q.remove(ua);
@@ -158,14 +133,15 @@ impl UaScope {
 /// # Examples
 ///
 /// ```
-/// use scst_core::ua::{Ua, UaPlace, UaQueue, UaScope};
+/// use scst_core::sense::REPORTED_LUNS_DATA_CHANGED;
+/// use scst_core::ua::{UaPlace, UaQueue, UaScope};
 ///
 /// let scope = UaScope::new();
 /// let (lun0, lun1) = (UaQueue::new(), UaQueue::new());
-/// scope.set_all([&lun0, &lun1], Ua::REPORTED_LUNS_CHANGED, UaPlace::Tail);
+/// scope.set_all([&lun0, &lun1], REPORTED_LUNS_DATA_CHANGED, UaPlace::Tail);
 /// assert!(lun1.has_pending());
 /// // A command on LUN 0 reports it ...
-/// assert_eq!(lun0.take(&scope, || [&lun1]), Some(Ua::REPORTED_LUNS_CHANGED));
+/// assert_eq!(lun0.take(&scope, || [&lun1]), Some(REPORTED_LUNS_DATA_CHANGED));
 /// // ... so nobody hears it on LUN 1.
 /// assert!(!lun1.has_pending());
 /// ```
@@ -176,7 +152,7 @@ pub struct UaQueue {
     #[doc(alias = "SCST_TGT_DEV_UA_PENDING")]
     pending: AtomicBool,
     #[doc(alias = "tgt_dev_lock")]
-    list: SpinLock<VecDeque<Ua>>,
+    list: SpinLock<VecDeque<Sense>>,
 }
 
 impl Default for UaQueue {
@@ -188,7 +164,10 @@ impl Default for UaQueue {
 impl UaQueue {
     /// An empty queue. Does not allocate.
     pub const fn new() -> Self {
-        Self { pending: AtomicBool::new(false), list: SpinLock::new(VecDeque::new()) }
+        Self {
+            pending: AtomicBool::new(false),
+            list: SpinLock::new(VecDeque::new()),
+        }
     }
 
     /// Whether there may be something to [`Self::take`]: one load, for the hot path.
@@ -199,14 +178,14 @@ impl UaQueue {
 
     /// Queues a unit attention unless the same one waits already.
     #[doc(alias = "scst_check_set_UA")]
-    pub fn check_set(&self, ua: Ua, place: UaPlace) -> UaSet {
+    pub fn check_set(&self, ua: Sense, place: UaPlace) -> UaSet {
         self.with(|list| {
             if list.contains(&ua) {
                 return UaSet::Duplicate;
             }
             if list.len() >= MAX_UA {
                 list.clear();
-                list.push_back(Ua::RESET);
+                list.push_back(RESET_UA);
                 return UaSet::Overflow;
             }
             match place {
@@ -218,7 +197,7 @@ impl UaQueue {
     }
 
     /// The unit attention that would be reported next.
-    pub fn peek(&self) -> Option<Ua> {
+    pub fn peek(&self) -> Option<Sense> {
         self.list.lock().front().copied()
     }
 
@@ -227,12 +206,12 @@ impl UaQueue {
     ///
     /// Between [`Self::has_pending`] and this, another command may have taken it: then this is `None`.
     #[doc(alias = "scst_set_pending_UA")]
-    pub fn take<'a, I>(&self, scope: &UaScope, peers: impl FnOnce() -> I) -> Option<Ua>
+    pub fn take<'a, I>(&self, scope: &UaScope, peers: impl FnOnce() -> I) -> Option<Sense>
     where
         I: IntoIterator<Item = &'a UaQueue>,
     {
         let local = self.with(|list| match list.front() {
-            Some(ua) if ua.is_global() => Err(()),
+            Some(ua) if is_global(*ua) => Err(()),
             _ => Ok(list.pop_front()),
         });
         if let Ok(taken) = local {
@@ -241,7 +220,7 @@ impl UaQueue {
         let _guard = scope.0.lock();
         // Another LUN may have delivered it meanwhile; then the next one is taken, whatever it is.
         let taken = self.with(VecDeque::pop_front)?;
-        if taken.is_global() {
+        if is_global(taken) {
             for q in peers() {
                 q.remove(taken);
             }
@@ -252,11 +231,11 @@ impl UaQueue {
     /// A unit attention that was taken did not reach the initiator: it is the next one again, on all LUNs (`peers` and this
     /// one) if it is a global one.
     #[doc(alias = "scst_requeue_ua")]
-    pub fn undelivered<'a, I>(&self, ua: Ua, scope: &UaScope, peers: impl FnOnce() -> I)
+    pub fn undelivered<'a, I>(&self, ua: Sense, scope: &UaScope, peers: impl FnOnce() -> I)
     where
         I: IntoIterator<Item = &'a UaQueue>,
     {
-        if ua.is_global() {
+        if is_global(ua) {
             let _guard = scope.0.lock();
             self.check_set(ua, UaPlace::Head);
             for q in peers() {
@@ -269,7 +248,7 @@ impl UaQueue {
 
     /// Removes one unit attention; answers whether it was queued.
     #[doc(alias = "scst_tgt_dev_del_free_UA")]
-    pub fn remove(&self, ua: Ua) -> bool {
+    pub fn remove(&self, ua: Sense) -> bool {
         if !self.has_pending() {
             return false;
         }
@@ -282,13 +261,14 @@ impl UaQueue {
     /// Replaces the 29h/00h that a new nexus starts with by what the transport knows better. Answers `false` (and changes
     /// nothing) if that is not the next one any more.
     #[doc(alias = "scst_set_initial_UA")]
-    pub fn replace_initial(&self, ua: Ua) -> bool {
-        self.with(|list| match list.front_mut() {
-            Some(first) if *first == Ua::RESET => {
-                *first = ua;
-                true
+    pub fn replace_initial(&self, ua: Sense) -> bool {
+        self.with(|list| {
+            if list.front() != Some(&RESET_UA) {
+                return false;
             }
-            _ => false,
+            list.retain(|u| *u != ua && *u != RESET_UA);
+            list.push_front(ua);
+            true
         })
     }
 
@@ -299,7 +279,7 @@ impl UaQueue {
     }
 
     /// What waits, in the order of delivery; for the transfer to a new session of the same initiator.
-    pub fn snapshot(&self) -> Vec<Ua> {
+    pub fn snapshot(&self) -> Vec<Sense> {
         self.list.lock().iter().copied().collect()
     }
 
@@ -313,7 +293,7 @@ impl UaQueue {
         !self.has_pending()
     }
 
-    fn with<R>(&self, f: impl FnOnce(&mut VecDeque<Ua>) -> R) -> R {
+    fn with<R>(&self, f: impl FnOnce(&mut VecDeque<Sense>) -> R) -> R {
         let mut list = self.list.lock();
         let r = f(&mut list);
         self.pending.store(!list.is_empty(), Ordering::Release);

@@ -1,0 +1,402 @@
+//! The engine against a list of who waits, and against threads.
+
+use super::*;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicUsize};
+
+#[derive(Debug)]
+struct Item {
+    id: usize,
+    class: Class,
+    ticket: BlockTicket,
+    aborted: bool,
+}
+
+impl Item {
+    fn new(id: usize, class: Class) -> Self {
+        Self {
+            id,
+            class,
+            ticket: BlockTicket::default(),
+            aborted: false,
+        }
+    }
+}
+
+impl Abortable for Item {
+    fn is_aborted(&self) -> bool {
+        self.aborted
+    }
+}
+
+impl HasBlockTicket for Item {
+    fn block_ticket(&mut self) -> &mut BlockTicket {
+        &mut self.ticket
+    }
+}
+
+/// One list of who waits, walked from its head after every event.
+#[derive(Default)]
+struct Model {
+    waiting: Vec<(usize, Class)>,
+    /// The head of the list is strictly serialized and only waits for the device to be drained: nobody gets before it.
+    claimed: bool,
+    on_dev: BTreeMap<usize, Class>,
+    holder: Option<usize>,
+    blocks: u32,
+    early: u32,
+    pending_drain: usize,
+    drained: usize,
+}
+
+impl Model {
+    fn settle(&mut self) -> Vec<usize> {
+        let mut entered = Vec::new();
+        if self.pending_drain > 0 && self.on_dev.is_empty() {
+            self.drained += std::mem::take(&mut self.pending_drain);
+            self.blocks -= std::mem::take(&mut self.early);
+        }
+        while self.holder.is_none() && self.blocks == 0 {
+            let Some((id, class)) = self.waiting.first().copied() else {
+                break;
+            };
+            if class == Class::StrictlySerialized && !self.on_dev.is_empty() {
+                self.claimed = true;
+                break;
+            }
+            self.claimed = false;
+            self.waiting.remove(0);
+            self.on_dev.insert(id, class);
+            if class != Class::Normal {
+                self.holder = Some(id);
+            }
+            entered.push(id);
+        }
+        entered
+    }
+
+    fn enter(&mut self, id: usize, class: Class, place: Place) -> Vec<usize> {
+        let head = usize::from(self.claimed);
+        match place {
+            Place::Tail => self.waiting.push((id, class)),
+            Place::Head => self.waiting.insert(head, (id, class)),
+        }
+        self.settle()
+    }
+
+    fn leave(&mut self, id: usize) -> Vec<usize> {
+        self.on_dev.remove(&id).expect("on the device");
+        if self.holder == Some(id) {
+            self.holder = None;
+        }
+        self.settle()
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Enter(Class, Place),
+    EnterAborted,
+    Leave(usize),
+    Block(bool),
+    Unblock,
+    Take(usize),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let class = prop_oneof![
+        6 => Just(Class::Normal),
+        2 => Just(Class::Serialized),
+        2 => Just(Class::StrictlySerialized),
+    ];
+    let place = prop_oneof![4 => Just(Place::Tail), 1 => Just(Place::Head)];
+    prop_oneof![
+        12 => (class, place).prop_map(|(c, p)| Op::Enter(c, p)),
+        1 => Just(Op::EnterAborted),
+        12 => any::<usize>().prop_map(Op::Leave),
+        1 => any::<bool>().prop_map(Op::Block),
+        2 => Just(Op::Unblock),
+        1 => any::<usize>().prop_map(Op::Take),
+    ]
+}
+
+struct Rig {
+    dev: DevBlock<Item>,
+    model: Model,
+    inside: BTreeMap<usize, Item>,
+    drained: Arc<AtomicUsize>,
+    next: usize,
+}
+
+impl Rig {
+    fn new() -> Self {
+        Self {
+            dev: DevBlock::new(),
+            model: Model::default(),
+            inside: BTreeMap::new(),
+            drained: Arc::default(),
+            next: 0,
+        }
+    }
+
+    /// The items that came out, compared with who the model says has entered, in order.
+    fn came_in(&mut self, items: impl IntoIterator<Item = Item>, want: &[usize]) {
+        let mut got = Vec::new();
+        for item in items {
+            assert!(item.ticket.is_on_device());
+            got.push(item.id);
+            self.inside.insert(item.id, item);
+        }
+        assert_eq!(got, want);
+        self.check();
+    }
+
+    fn check(&self) {
+        let m = &self.model;
+        assert_eq!(self.drained.load(Ordering::Relaxed), m.drained);
+        assert_eq!(self.dev.on_dev_count(), m.on_dev.len() as u64);
+        assert_eq!(self.dev.blocked_count(), m.waiting.len());
+        assert_eq!(self.dev.is_ext_blocked(), m.blocks > 0);
+        let blocked = m.holder.is_some() || m.blocks > 0 || !m.waiting.is_empty();
+        assert_eq!(self.dev.blocked.load(Ordering::Relaxed), blocked);
+        assert_eq!(self.dev.is_idle(), !blocked && m.on_dev.is_empty());
+    }
+
+    fn enter(&mut self, class: Class, place: Place) {
+        let id = self.next;
+        self.next += 1;
+        let want = self.model.enter(id, class, place);
+        match self.dev.enter(Item::new(id, class), class, place) {
+            Enter::Go(item) => self.came_in([item], &want),
+            Enter::Queued { released } => self.came_in(released, &want),
+        }
+    }
+
+    fn enter_aborted(&mut self) {
+        let id = self.next;
+        self.next += 1;
+        self.model.on_dev.insert(id, Class::Normal);
+        let mut item = Item::new(id, Class::Normal);
+        item.aborted = true;
+        match self.dev.enter(item, Class::Normal, Place::Tail) {
+            Enter::Go(item) => self.came_in([item], &[id]),
+            Enter::Queued { .. } => panic!("aborted commands are let in"),
+        }
+    }
+
+    fn leave(&mut self, n: usize) {
+        let Some(id) = self
+            .inside
+            .keys()
+            .nth(n % self.inside.len().max(1))
+            .copied()
+        else {
+            return;
+        };
+        let mut item = self.inside.remove(&id).expect("just found");
+        let want = self.model.leave(id);
+        let released = self.dev.leave(&mut item.ticket);
+        assert!(
+            self.dev.leave(&mut item.ticket).is_empty(),
+            "leaving twice does nothing"
+        );
+        self.came_in(released, &want);
+    }
+
+    fn block(&mut self, wait: bool) {
+        self.model.blocks += 1;
+        let drained = Arc::clone(&self.drained);
+        let f: DrainedFn = Box::new(move || {
+            drained.fetch_add(1, Ordering::Relaxed);
+        });
+        if wait {
+            self.model.pending_drain += 1;
+        }
+        assert!(self.model.settle().is_empty());
+        self.dev.block(wait.then_some(f));
+        self.check();
+    }
+
+    fn unblock(&mut self) {
+        let m = &mut self.model;
+        if m.blocks == m.early {
+            return;
+        }
+        if m.blocks == m.early + 1 && m.pending_drain > 0 {
+            m.early += 1;
+        } else {
+            m.blocks -= 1;
+        }
+        let want = m.settle();
+        let released = self.dev.unblock();
+        self.came_in(released, &want);
+    }
+
+    fn take(&mut self, n: usize) {
+        let Some(at) = n.checked_rem(self.model.waiting.len()) else {
+            return;
+        };
+        let (id, _) = self.model.waiting.remove(at);
+        if at == 0 {
+            self.model.claimed = false;
+        }
+        let want = self.model.settle();
+        let mut t = self.dev.take_blocked(|i| i.id == id);
+        assert_eq!(t.taken.len(), 1);
+        assert!(
+            self.dev.leave(&mut t.taken[0].ticket).is_empty(),
+            "it is outside"
+        );
+        self.came_in(t.released, &want);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
+    #[test]
+    fn lets_in_exactly_who_the_list_says(ops in proptest::collection::vec(op(), 1..100)) {
+        let mut rig = Rig::new();
+        for op in ops {
+            match op {
+                Op::Enter(c, p) => rig.enter(c, p),
+                Op::EnterAborted => rig.enter_aborted(),
+                Op::Leave(n) => rig.leave(n),
+                Op::Block(wait) => rig.block(wait),
+                Op::Unblock => rig.unblock(),
+                Op::Take(n) => rig.take(n),
+            }
+        }
+        while rig.model.blocks > rig.model.early {
+            rig.unblock();
+        }
+        while !rig.inside.is_empty() {
+            rig.leave(0);
+        }
+        prop_assert!(rig.dev.is_idle(), "{:?}", rig.dev);
+    }
+}
+
+#[test]
+fn bypassing_commands_are_not_counted() {
+    let dev = DevBlock::new();
+    dev.block(None);
+    let Enter::Go(mut item) = dev.enter(Item::new(0, Class::Bypass), Class::Bypass, Place::Tail)
+    else {
+        panic!("nothing stops it")
+    };
+    assert!(!item.ticket.is_on_device());
+    assert_eq!(dev.on_dev_count(), 0);
+    assert!(dev.leave(&mut item.ticket).is_empty());
+    assert!(dev.unblock().is_empty());
+    assert!(dev.is_idle());
+}
+
+/// What the threads of the stress test look at.
+struct Arena {
+    dev: DevBlock<Item>,
+    inside: AtomicI64,
+    holders: AtomicI64,
+    /// Nobody may be inside: a strictly serialized command is alone, or the device is drained and blocked.
+    closed: AtomicI64,
+    done: AtomicUsize,
+}
+
+impl Arena {
+    fn run(&self, item: Item) {
+        let mut todo = vec![item];
+        while let Some(mut item) = todo.pop() {
+            let inside = self.inside.fetch_add(1, Ordering::SeqCst) + 1;
+            assert_eq!(
+                self.closed.load(Ordering::SeqCst),
+                0,
+                "{:?} slipped in",
+                item.class
+            );
+            if item.class != Class::Normal {
+                assert_eq!(self.holders.fetch_add(1, Ordering::SeqCst), 0);
+            }
+            if item.class == Class::StrictlySerialized {
+                assert_eq!(inside, 1, "not alone");
+                self.closed.fetch_add(1, Ordering::SeqCst);
+                for _ in 0..20 {
+                    assert_eq!(self.inside.load(Ordering::SeqCst), 1, "not alone any more");
+                    std::hint::spin_loop();
+                }
+                self.closed.fetch_sub(1, Ordering::SeqCst);
+            }
+            if item.class != Class::Normal {
+                self.holders.fetch_sub(1, Ordering::SeqCst);
+            }
+            self.inside.fetch_sub(1, Ordering::SeqCst);
+            todo.extend(self.dev.leave(&mut item.ticket));
+            self.done.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn work(&self, first: usize, n: usize) {
+        for id in first..first + n {
+            let (class, place) = match id * 31 % 50 {
+                0 => (Class::Serialized, Place::Tail),
+                1 => (Class::StrictlySerialized, Place::Tail),
+                2 => (Class::Serialized, Place::Head),
+                _ => (Class::Normal, Place::Tail),
+            };
+            match self.dev.enter(Item::new(id, class), class, place) {
+                Enter::Go(item) => self.run(item),
+                Enter::Queued { released } => released.into_iter().for_each(|i| self.run(i)),
+            }
+        }
+    }
+
+    fn block_now_and_then(self: &Arc<Self>, rounds: usize) {
+        for _ in 0..rounds {
+            let (tx, rx) = (Arc::new(AtomicBool::new(false)), Arc::clone(self));
+            let told = Arc::clone(&tx);
+            self.dev.block(Some(Box::new(move || {
+                assert_eq!(rx.inside.load(Ordering::SeqCst), 0, "not drained");
+                rx.closed.fetch_add(1, Ordering::SeqCst);
+                told.store(true, Ordering::SeqCst);
+            })));
+            while !tx.load(Ordering::SeqCst) {
+                std::hint::spin_loop();
+            }
+            for _ in 0..20 {
+                assert_eq!(
+                    self.inside.load(Ordering::SeqCst),
+                    0,
+                    "let in while blocked"
+                );
+            }
+            self.closed.fetch_sub(1, Ordering::SeqCst);
+            self.dev.unblock().into_iter().for_each(|i| self.run(i));
+        }
+    }
+}
+
+#[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "plain threads, to race on purpose"
+)]
+fn keeps_its_promises_between_threads() {
+    const N: usize = 40_000;
+    const THREADS: usize = 3;
+    let arena = Arc::new(Arena {
+        dev: DevBlock::new(),
+        inside: AtomicI64::new(0),
+        holders: AtomicI64::new(0),
+        closed: AtomicI64::new(0),
+        done: AtomicUsize::new(0),
+    });
+    std::thread::scope(|s| {
+        for t in 0..THREADS {
+            let arena = &arena;
+            s.spawn(move || arena.work(t * N, N));
+        }
+        s.spawn(|| arena.block_now_and_then(300));
+    });
+    assert_eq!(arena.done.load(Ordering::Relaxed), THREADS * N);
+    assert!(arena.dev.is_idle(), "{:?}", arena.dev);
+}

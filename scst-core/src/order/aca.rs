@@ -140,9 +140,7 @@ impl<T> OrderData<T> {
         tmf_only: bool,
     ) -> AcaVerdict {
         ticket.nexus = req.nexus;
-        if req.queue_type != QueueType::Aca
-            && !Word(self.word.load(Ordering::Acquire)).is_slow()
-        {
+        if req.queue_type != QueueType::Aca && !Word(self.word.load(Ordering::Acquire)).is_slow() {
             return AcaVerdict::Go;
         }
         self.aca_check_slow(ticket, req, tmf_only)
@@ -158,7 +156,11 @@ impl<T> OrderData<T> {
         let is_aca = req.queue_type == QueueType::Aca;
         let mut st = self.state.lock();
         let Some(aca) = st.aca.as_mut() else {
-            return if is_aca { AcaVerdict::InvalidMessage } else { AcaVerdict::Go };
+            return if is_aca {
+                AcaVerdict::InvalidMessage
+            } else {
+                AcaVerdict::Go
+            };
         };
         // Allowed, or refused: either way the ACA does not hold its response.
         ticket.aca_allowed = true;
@@ -209,7 +211,12 @@ impl<T> OrderData<T> {
     pub fn clear_aca(&self, by: Option<NexusId>) -> Result<ClearedAca<T>, NotTheFaultedNexus> {
         let mut st = self.state.lock();
         let abort = match (&st.aca, by) {
-            (None, _) => return Ok(ClearedAca { abort: None, released: Released::new() }),
+            (None, _) => {
+                return Ok(ClearedAca {
+                    abort: None,
+                    released: Released::new(),
+                });
+            }
             (Some(a), Some(by)) if a.nexus != by => return Err(NotTheFaultedNexus),
             (Some(a), _) => a.cmd,
         };
@@ -251,7 +258,10 @@ impl<T: HasTicket> OrderData<T> {
     #[doc(alias = "scst_process_check_condition")]
     pub fn check_condition(&self, mut item: T, req: &AcaRequest, qerr: QErr) -> CheckCondition<T> {
         if !req.naca && !Word(self.word.load(Ordering::Acquire)).is_slow() {
-            return CheckCondition::Report { item, cleared: None };
+            return CheckCondition::Report {
+                item,
+                cleared: None,
+            };
         }
         let mut st = self.state.lock();
         if let Some(aca) = st.aca.as_mut() {
@@ -277,8 +287,15 @@ impl<T: HasTicket> OrderData<T> {
         if req.naca {
             self.enter_slow(&mut st);
             let cmd = st.aca.take().and_then(|a| a.cmd);
-            st.aca = Some(Aca { nexus: req.nexus, cmd, qerr });
+            st.aca = Some(Aca {
+                nexus: req.nexus,
+                cmd,
+                qerr,
+            });
         }
-        CheckCondition::Report { item, cleared: None }
+        CheckCondition::Report {
+            item,
+            cleared: None,
+        }
     }
 }

@@ -26,15 +26,25 @@ pub(super) struct Runs<T> {
 
 impl<T> Runs<T> {
     pub(super) const fn new() -> Self {
-        Self { expected: 0, queue: VecDeque::new() }
+        Self {
+            expected: 0,
+            queue: VecDeque::new(),
+        }
     }
 
     /// Starts again with one run of `count` SIMPLE commands.
     pub(super) fn restore(&mut self, sn: u32, count: u32) {
-        debug_assert!(self.queue.is_empty(), "cleared when the state went into the word");
+        debug_assert!(
+            self.queue.is_empty(),
+            "cleared when the state went into the word"
+        );
         self.expected = sn;
         if count > 0 {
-            self.queue.push_back(Run { count, ordered: false, parked: Released::new() });
+            self.queue.push_back(Run {
+                count,
+                ordered: false,
+                parked: Released::new(),
+            });
         }
     }
 
@@ -69,12 +79,21 @@ impl<T> Runs<T> {
     }
 
     fn push(&mut self, ordered: bool) {
-        self.queue.push_back(Run { count: 1, ordered, parked: Released::new() });
+        self.queue.push_back(Run {
+            count: 1,
+            ordered,
+            parked: Released::new(),
+        });
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "serial numbers wrap; fewer than 2^32 runs")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "serial numbers wrap; fewer than 2^32 runs"
+    )]
     fn youngest(&self) -> u32 {
-        self.expected.wrapping_add(self.queue.len() as u32).wrapping_sub(1)
+        self.expected
+            .wrapping_add(self.queue.len() as u32)
+            .wrapping_sub(1)
     }
 
     fn get_mut(&mut self, sn: u32) -> Option<&mut Run<T>> {
@@ -120,7 +139,9 @@ impl<T> Runs<T> {
 
     /// The parked commands whose turn it is.
     pub(super) fn release_expected(&mut self) -> Released<T> {
-        self.queue.front_mut().map_or_else(Released::new, |r| std::mem::take(&mut r.parked))
+        self.queue
+            .front_mut()
+            .map_or_else(Released::new, |r| std::mem::take(&mut r.parked))
     }
 
     /// Number of parked commands.
