@@ -41,12 +41,14 @@ pub fn __warn(what: &str) {
     crate::pr_warn!("WARNING: {what} at {}:{}", at.file(), at.line());
 }
 
-/// Debug builds: panics when the calling thread is a reactor inside a round.
+/// Debug builds: panics when the calling thread must not sleep, as a reactor inside a round.
 #[doc(hidden)]
 #[inline]
 #[track_caller]
 pub fn __might_sleep() {
-    // The reactor mark comes with `cpu`.
+    if cfg!(debug_assertions) && crate::cpu::in_atomic() {
+        __bug("sleeping function called from invalid context");
+    }
 }
 
 /// Panics when the condition holds.

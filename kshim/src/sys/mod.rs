@@ -1,11 +1,15 @@
-//! The one door to the host: threads, clock, memory, files, rings, sockets.
+//! The one door to the host: threads, futexes, clocks, memory, files, rings, sockets, randomness.
 //!
 //! Nothing above names `std::thread`, `std::net`, `std::fs`, `Instant::now` or libc, so that another tenant (a
-//! deterministic simulator) can move in.
+//! deterministic simulator) can move in beside [`linux`]. The primitives of [`crate::sync`] take their atomics,
+//! locks and parking from [`sync`], so that the model checker loom sees them through the same door.
 
 #[allow(
     clippy::disallowed_methods,
     clippy::disallowed_types,
     reason = "clippy.toml keeps the host's calls out of all other modules; this is where they belong"
 )]
-pub(crate) mod linux;
+pub mod linux;
+pub mod sync;
+
+pub use linux::*;

@@ -5,3 +5,5 @@ pub(crate) mod guard;
 pub(crate) mod host;
 pub(crate) mod mem;
 pub(crate) mod proc;
+pub mod thread;
+pub mod time;
