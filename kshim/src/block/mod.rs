@@ -25,5 +25,6 @@ mod limits;
 
 pub use bdev::{BlkMode, BlockDevice};
 pub use bio::{Bio, BioEndIo, BioOp, ReqFlags, SubmittedBio, dropped_bios};
+pub use engine::BlockWorkers;
 pub use gendisk::{BlockOps, GenDisk, disks, register_disk};
 pub use limits::{MAX_LOGICAL_BLOCK_SIZE, QueueLimits, SECTOR_SIZE};

@@ -152,8 +152,8 @@ impl LentMem {
     ///
     /// # Errors
     ///
-    /// `EINVAL`: out of range. `EROFS`: a read-only file. `EIO`: the file was truncated, or its file system is
-    /// full or broken; part may have been written.
+    /// `EINVAL`: out of range. `EROFS`: a read-only file. `EIO`: the file was truncated, or the host's disk failed.
+    /// `ENOSPC`, `EDQUOT`: no room for a hole of the file. A part may have been written.
     pub fn copy_in(&self, off: usize, src: &[u8]) -> Result {
         check_range(off, src.len(), self.0.len)?;
         // SAFETY: the slice is `src.len()` bytes of other memory, no part of a `LentMem` ever being a slice.
@@ -182,8 +182,15 @@ impl LentMem {
                 Ok(())
             }
             Kind::File(_, Access::ReadOnly) => Err(code::EROFS),
-            // SAFETY: both ranges are mapped, and `map_file` installed the guard.
-            Kind::File(..) => unsafe { guarded_copy(dst, src, len) }.map_err(|_| code::EIO),
+            Kind::File(file, _) => {
+                // SAFETY: both ranges are mapped, and `map_file` installed the guard.
+                if unsafe { guarded_copy(dst, src, len) }.is_ok() {
+                    return Ok(());
+                }
+                explain(file, off, len)?;
+                // SAFETY: as above.
+                unsafe { guarded_copy(dst, src, len) }.map_err(|_| code::EIO)
+            }
         }
     }
 
@@ -297,6 +304,17 @@ impl LentMem {
             Kind::File(f, _) => Some(f),
         }
     }
+}
+
+/// Finds out why a write to a mapped file faulted: `EIO` when the file ends before the range, otherwise what the file
+/// system says when it is asked for the blocks (`ENOSPC`...). `Ok`: it has them now.
+#[cold]
+fn explain(file: &File, off: usize, len: usize) -> Result {
+    let end = off as u64 + len as u64;
+    if file.size()? < end {
+        return Err(code::EIO);
+    }
+    file.allocate(off as u64, len as u64)
 }
 
 /// The one place where shared bytes are touched; not inlined, so that nothing is concluded from them.

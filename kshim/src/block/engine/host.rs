@@ -1,7 +1,7 @@
 //! Host block devices and plain files as disks.
 //!
 //! Buffered reads are tried inline with NOWAIT where the file system supports it, as are buffered writes; what
-//! would block, and everything else, goes to a [`Pool`].
+//! would block, and everything else, goes to a [`BlockWorkers`].
 //!
 //! # Failed write-back
 //!
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use once_cell::sync::OnceCell;
 
-use super::pool::Pool;
+use super::pool::BlockWorkers;
 use crate::block::bdev::BlkMode;
 use crate::block::bio::{Bio, BioOp, ReqFlags, SubmittedBio};
 use crate::block::gendisk::BlockOps;
@@ -45,7 +45,7 @@ struct Core {
 /// A host block device or plain file.
 pub(crate) struct HostDisk {
     core: Arc<Core>,
-    pool: Pool,
+    pool: BlockWorkers,
 }
 
 impl HostDisk {
@@ -72,7 +72,7 @@ impl HostDisk {
         };
         Ok(HostDisk {
             core: Arc::new(core),
-            pool: Pool::new(),
+            pool: BlockWorkers::new(),
         })
     }
 
@@ -82,17 +82,13 @@ impl HostDisk {
             return bio.complete(Err(code::EAGAIN));
         }
         let core = Arc::clone(&self.core);
-        let job = move || {
+        self.pool.defer(move || {
             let mut bio = bio;
             let status = core.execute(&mut bio);
             // The owner may close the device when it hears of the end: the file is closed then, not later.
             drop(core);
             bio.complete(status);
-        };
-        // Without any thread the work is done here: slow is better than never.
-        if let Err(job) = self.pool.queue(Box::new(job)) {
-            job();
-        }
+        });
     }
 }
 

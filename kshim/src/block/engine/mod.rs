@@ -4,3 +4,4 @@ mod host;
 mod pool;
 
 pub(super) use host::HostDisk;
+pub use pool::BlockWorkers;

@@ -1,11 +1,11 @@
-//! Threads for what may block.
+//! Threads of a driver, for what may block.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::error::Result;
 use crate::sys::linux::proc::spawn_detached;
 
 /// A piece of work.
@@ -28,47 +28,67 @@ struct Shared {
     wake: Condvar,
 }
 
-/// A pool of threads, started when needed. They end when the pool is dropped and the queue is empty; nobody waits for
-/// them, as the last owner of the pool may be one of them.
-pub(super) struct Pool(Arc<Shared>);
+/// A pool of threads for a block driver's bios that may block, started when needed. They end when the pool is dropped and
+/// the queue is empty; nobody waits for them, as the last owner of the pool may be one of them.
+///
+/// ```
+/// let pool = kshim::block::BlockWorkers::new();
+/// pool.defer(|| println!("may sleep here"));
+/// ```
+#[doc(alias = "kblockd_schedule_work")]
+#[derive(Default)]
+pub struct BlockWorkers(Arc<Shared>);
 
-impl Pool {
-    pub(super) fn new() -> Pool {
-        Pool(Arc::default())
+impl BlockWorkers {
+    /// A pool without threads yet.
+    pub fn new() -> BlockWorkers {
+        BlockWorkers::default()
     }
 
-    /// Queues a job. When not even one thread can be started it comes back.
+    /// Runs `job` on a thread of the pool. Jobs start in order. When not even one thread can be had, the job runs on
+    /// the calling thread: slow is better than never.
     ///
     /// Context: any; starting a thread takes tens of microseconds.
-    pub(super) fn queue(&self, job: Job) -> Result<(), Job> {
+    #[doc(alias = "kblockd_schedule_work")]
+    pub fn defer(&self, job: impl FnOnce() + Send + 'static) {
+        if let Some(job) = self.queue(Box::new(job)) {
+            job();
+        }
+    }
+
+    /// Queues a job, unless there is no thread: then it comes back.
+    fn queue(&self, job: Job) -> Option<Job> {
         let mut st = self.0.state.lock();
         st.jobs.push_back(job);
-        if st.idle >= st.jobs.len() {
-            drop(st);
-            self.0.wake.notify_one();
-            return Ok(());
-        }
-        if st.workers < MAX_WORKERS {
-            st.workers += 1;
+        if st.idle < st.jobs.len() && st.workers < MAX_WORKERS {
             let shared = Arc::clone(&self.0);
-            if let Err(e) = spawn_detached("kblockd", move || shared.work()) {
-                crate::pr_err_ratelimited!("no thread for block I/O: {e}");
-                st.workers -= 1;
-                if st.workers == 0 {
-                    return match st.jobs.pop_back() {
-                        Some(job) => Err(job),
-                        None => Ok(()),
-                    };
+            match spawn_detached("kblockd", move || shared.work()) {
+                Ok(()) => st.workers += 1,
+                Err(e) => {
+                    crate::pr_err_ratelimited!("no thread for block I/O: {e}");
+                    if st.workers == 0 {
+                        return st.jobs.pop_back();
+                    }
                 }
             }
         }
         drop(st);
         self.0.wake.notify_one();
-        Ok(())
+        None
     }
 }
 
-impl Drop for Pool {
+impl fmt::Debug for BlockWorkers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let st = self.0.state.lock();
+        f.debug_struct("BlockWorkers")
+            .field("queued", &st.jobs.len())
+            .field("threads", &st.workers)
+            .finish()
+    }
+}
+
+impl Drop for BlockWorkers {
     fn drop(&mut self) {
         self.0.state.lock().closed = true;
         self.0.wake.notify_all();
@@ -92,7 +112,10 @@ impl Shared {
                 st.idle -= 1;
             };
             drop(st);
-            job();
+            // A driver that panics loses this bio (which is reported), not the thread.
+            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).is_err() {
+                crate::pr_err!("BUG: a block driver panicked");
+            }
         }
     }
 }
