@@ -70,7 +70,9 @@ pub struct Device {
 
 impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Device").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Device")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -101,7 +103,11 @@ impl Device {
 
     /// All nexuses that see the device now. Context: any.
     pub fn tgt_devs(&self) -> Vec<Arc<TgtDev>> {
-        self.tgt_devs.lock().iter().filter_map(Weak::upgrade).collect()
+        self.tgt_devs
+            .lock()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect()
     }
 
     /// Queues a unit attention for all nexuses but `except`. Context: any.

@@ -1,8 +1,31 @@
-//! The SCSI target core of SCST.
+//! The SCSI target core of SCST: sessions, devices, the command state machine, task management, and the virtual
+//! disk handlers.
+//!
+//! Objects, from the wire inwards: a transport ([`template::TgtTemplate`]) has target ports ([`tgt::Tgt`]); an initiator
+//! that logs in makes a [`session::Session`] (I_T nexus) with one [`tgt_dev::TgtDev`] (I_T_L nexus) per LUN of its
+//! access group ([`acg::Acg`]); a `TgtDev` leads to the [`device::Device`], and that to its handler
+//! ([`dev_type::DevHandler`]). A [`cmd::Cmd`] walks [`cmd::CmdState`] from reception to response.
 #![forbid(unsafe_code)]
 
+pub mod acg;
+pub mod acn;
+pub mod blocking;
 pub mod cdb;
+pub mod cmd;
 pub mod consts;
+pub mod core;
+pub mod dev_handlers;
+pub mod dev_type;
+pub mod device;
+mod local_cmd;
 pub mod lun;
+pub mod mgmt;
+pub mod order;
 pub mod parking;
 pub mod sense;
+pub mod session;
+pub mod stats;
+pub mod template;
+pub mod tgt;
+pub mod tgt_dev;
+pub mod ua;

@@ -5,9 +5,11 @@
 use crate::acg::AcgId;
 use crate::cmd::{Cmd, CmdHome, CmdShared, HomeId};
 use crate::core::Core;
+use crate::sense::Sense;
 use crate::stats::IoStats;
 use crate::tgt::Tgt;
 use crate::tgt_dev::TgtDev;
+use crate::ua::UaScope;
 use kshim::sync::SpinLock;
 use kshim::sync::rcu::{self, Rcu};
 use std::sync::Arc;
@@ -73,6 +75,8 @@ pub struct Session {
     pub(crate) cmds: SpinLock<Vec<Arc<CmdShared>>>,
     /// I/O statistics.
     pub stats: IoStats,
+    /// Serialises delivery of unit attentions that all LUNs share.
+    ua_scope: UaScope,
     pub(crate) unregistering: AtomicBool,
     /// The transport's own name of the session.
     pub tgt_priv: u64,
@@ -105,6 +109,7 @@ impl Session {
             luns: Rcu::new(LunTable::default()),
             cmds: SpinLock::new(Vec::new()),
             stats: IoStats::new(),
+            ua_scope: UaScope::new(),
             unregistering: AtomicBool::new(false),
             tgt_priv,
         }
@@ -137,7 +142,29 @@ impl Session {
     /// Commands between reception and recycling. Walks the table: for rare paths. Context: any.
     #[doc(alias = "sess_cmd_count")]
     pub fn live_cmds(&self) -> usize {
-        self.cmds.lock().iter().filter(|c| c.live().is_some()).count()
+        self.cmds
+            .lock()
+            .iter()
+            .filter(|c| c.live().is_some())
+            .count()
+    }
+
+    /// Takes the next unit attention of a nexus for delivery; one that concerns all LUNs goes from all of them.
+    pub(crate) fn take_ua(&self, tgt_dev: &TgtDev) -> Option<Sense> {
+        let mut all = Vec::new();
+        tgt_dev.ua.take(&self.ua_scope, || {
+            all = self.tgt_devs();
+            all.iter().map(|t| &t.ua)
+        })
+    }
+
+    /// A unit attention that was taken did not reach the initiator.
+    pub(crate) fn requeue_ua(&self, tgt_dev: &TgtDev, ua: Sense) {
+        let mut all = Vec::new();
+        tgt_dev.ua.undelivered(ua, &self.ua_scope, || {
+            all = self.tgt_devs();
+            all.iter().map(|t| &t.ua)
+        });
     }
 
     /// Begins a command. `recycled` is a finished command of this session ([`crate::cmd::TgtHost::on_free_cmd`]), so

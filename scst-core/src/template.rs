@@ -31,9 +31,6 @@ pub trait TgtTemplate: Send + Sync + 'static {
     /// Commands concerned by the function are out of the devices. Context: TM thread.
     fn task_mgmt_affected_cmds_done(&self, _mcmd: &Arc<MgmtCmd>) {}
 
-    /// The function is complete; its status is in `mcmd`. Context: TM thread.
-    fn task_mgmt_fn_done(&self, mcmd: &Arc<MgmtCmd>);
-
     /// The session is being torn down by management: the driver closes its connections. Context: may sleep.
     fn close_session(&self, sess: &Arc<Session>);
 }

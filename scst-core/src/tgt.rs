@@ -27,7 +27,9 @@ pub struct Tgt {
 
 impl std::fmt::Debug for Tgt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tgt").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Tgt")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -55,7 +57,11 @@ impl Tgt {
 
     /// The live sessions. Context: any.
     pub fn sessions(&self) -> Vec<Arc<Session>> {
-        self.sessions.lock().iter().filter_map(Weak::upgrade).collect()
+        self.sessions
+            .lock()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect()
     }
 
     /// The group an initiator belongs to: the first with a matching pattern, else the default one. Context: any.
@@ -77,6 +83,10 @@ impl Tgt {
 
     /// A copy of the default group.
     pub fn default_acg(&self) -> Acg {
-        self.acgs.lock().first().cloned().expect("a target always has its default group")
+        self.acgs
+            .lock()
+            .first()
+            .cloned()
+            .expect("a target always has its default group")
     }
 }

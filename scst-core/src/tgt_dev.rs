@@ -5,9 +5,9 @@
 use crate::cmd::{Cmd, CmdThreads};
 use crate::device::Device;
 use crate::order::OrderData;
-use crate::sense::{self, Sense, SenseExtra};
+use crate::sense::Sense;
 use crate::session::Session;
-use crate::ua::UaQueue;
+use crate::ua::{UaPlace, UaQueue};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -85,14 +85,6 @@ impl TgtDev {
     /// Queues a unit attention unless the same one waits already. Context: any.
     #[doc(alias = "scst_check_set_UA")]
     pub fn check_set_ua(&self, s: Sense) {
-        let mut data = Vec::with_capacity(crate::consts::SENSE_BUFFERSIZE);
-        sense::build(&mut data, self.d_sense_for_ua(s), s, SenseExtra::None);
-        self.ua.check_set(&data, crate::ua::UaPlace::for_sense(s));
-    }
-
-    /// Sense of unit attentions 29/xx and 2A/01 is always fixed format: they may change or follow a change of D_SENSE.
-    fn d_sense_for_ua(&self, s: Sense) -> bool {
-        let always_fixed = s.asc == 0x29 || (s.asc == 0x2a && s.ascq == 0x01);
-        !always_fixed && self.dev.control.d_sense.load(Ordering::Relaxed)
+        self.ua.check_set(s, UaPlace::of(s));
     }
 }

@@ -33,7 +33,10 @@ impl Cmd {
 
     /// A reference that may outlive the command, for [`super::CmdHome::reap`] and the transport's own tables.
     pub fn cmd_ref(&self) -> CmdRef {
-        CmdRef { shared: Arc::clone(&self.shared), generation: self.generation }
+        CmdRef {
+            shared: Arc::clone(&self.shared),
+            generation: self.generation,
+        }
     }
 
     /// Where the command is.
@@ -206,11 +209,28 @@ impl Cmd {
     /// shorter of both the response.
     pub fn fill_response(&mut self, data: &[u8]) {
         let n = data.len().min(self.sg.len());
-        if self.sg.copy_from_slice(0, data.get(..n).unwrap_or(data)).is_err() {
+        if self
+            .sg
+            .copy_from_slice(0, data.get(..n).unwrap_or(data))
+            .is_err()
+        {
             self.set_sense(sense::INTERNAL_FAILURE);
             return;
         }
         self.set_resp_data_len(u32::try_from(n).unwrap_or(u32::MAX));
+    }
+
+    /// Makes `data` the answer of a command that has no buffer yet: as much of it as `bufflen` bytes hold.
+    pub(crate) fn answer_with_data(&mut self, data: &[u8], bufflen: u32) {
+        self.data_direction = DataDirection::Read;
+        self.bufflen = bufflen;
+        if self.alloc_space(bufflen).is_err() {
+            self.set_busy();
+            return;
+        }
+        self.fill_response(data);
+        self.completed = true;
+        self.resid_possible = true;
     }
 
     /// Bytes not transferred of what the initiator expected (positive), or missing because it expected too few
@@ -251,7 +271,11 @@ impl Cmd {
     /// BUSY, or TASK SET FULL when the session has other commands here (SAM-5 5.3.3).
     #[doc(alias = "scst_set_busy")]
     pub fn set_busy(&mut self) {
-        let status = if self.sess.live_cmds() <= 1 { SamStatus::Busy } else { SamStatus::TaskSetFull };
+        let status = if self.sess.live_cmds() <= 1 {
+            SamStatus::Busy
+        } else {
+            SamStatus::TaskSetFull
+        };
         self.set_status(status);
     }
 
@@ -266,28 +290,35 @@ impl Cmd {
     #[doc(alias = "scst_set_cmd_error_and_inf")]
     pub fn set_sense_extra(&mut self, s: Sense, extra: SenseExtra) {
         let d_sense = !self.marks.fixed_sense
-            && self.tgt_dev.as_ref().is_some_and(|t| t.dev.control.d_sense.load(Ordering::Relaxed));
+            && self
+                .tgt_dev
+                .as_ref()
+                .is_some_and(|t| t.dev.control.d_sense.load(Ordering::Relaxed));
         self.set_status(SamStatus::CheckCondition);
         sense::build(&mut self.sense, d_sense, s, extra);
     }
 
-    /// Fails the command with sense data that is there already (a stored unit attention, a device's own).
-    pub(crate) fn set_sense_raw(&mut self, data: &[u8]) {
-        self.set_status(SamStatus::CheckCondition);
-        self.sense.extend_from_slice(data);
-        self.sense.truncate(crate::consts::SENSE_BUFFERSIZE);
+    /// The command's data or sense carries a unit attention, to be put back if it does not arrive.
+    pub(crate) fn mark_ua(&mut self, ua: crate::sense::Sense) {
+        self.marks.ua = Some(ua);
     }
 
     /// ILLEGAL REQUEST, INVALID FIELD IN CDB, pointing to a byte and, if known, a bit of the CDB.
     #[doc(alias = "scst_set_invalid_field_in_cdb")]
     pub fn set_invalid_field_in_cdb(&mut self, byte: u16, bit: Option<u8>) {
-        self.set_sense_extra(sense::INVALID_FIELD_IN_CDB, SenseExtra::FieldInCdb { byte, bit });
+        self.set_sense_extra(
+            sense::INVALID_FIELD_IN_CDB,
+            SenseExtra::FieldInCdb { byte, bit },
+        );
     }
 
     /// ILLEGAL REQUEST, INVALID FIELD IN PARAMETER LIST, pointing to a byte and, if known, a bit of the parameters.
     #[doc(alias = "scst_set_invalid_field_in_parm_list")]
     pub fn set_invalid_field_in_parm_list(&mut self, byte: u16, bit: Option<u8>) {
-        self.set_sense_extra(sense::INVALID_FIELD_IN_PARM_LIST, SenseExtra::FieldInParms { byte, bit });
+        self.set_sense_extra(
+            sense::INVALID_FIELD_IN_PARM_LIST,
+            SenseExtra::FieldInParms { byte, bit },
+        );
     }
 
     /// Says that the transport could not deliver the response: a unit attention in it is put back.

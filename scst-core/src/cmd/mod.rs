@@ -22,13 +22,17 @@ mod state;
 mod thread;
 mod xmit;
 
+pub use done::cmd_done;
+pub use parse::{AllData, MAX_BUFFLEN};
 pub use shared::{CmdRef, CmdShared};
 pub use state::{CmdHome, CmdState, ExecCx, ExecRes, HomeId, Next, RestartStatus, TgtHost};
 pub use thread::{CmdThreads, ThreadsPoolType};
 
+use crate::blocking::{BlockTicket, HasBlockTicket};
 use crate::cdb::CdbInfo;
 use crate::consts::{DataDirection, QueueType, SamStatus};
 use crate::order::{HasTicket, OrderTicket};
+use crate::parking::Abortable;
 use crate::session::Session;
 use crate::tgt_dev::TgtDev;
 use kshim::scatterlist::SGTable;
@@ -74,24 +78,14 @@ pub(crate) struct CmdMarks {
     pub(crate) counted: bool,
     /// Counts in `TgtDev::cmd_count`.
     pub(crate) tgt_dev_counted: bool,
-    /// Was let onto the device, which has to be told when it leaves.
-    #[doc(alias = "dec_on_dev_needed")]
-    pub(crate) on_dev: bool,
     /// The handler was asked to execute it, so `dev_done` is due.
     pub(crate) executed: bool,
-    /// The serial number has been accounted as executed.
-    pub(crate) sn_posted: bool,
-    /// Status and sense carry a unit attention taken from the queue.
-    #[doc(alias = "ua_ignore")]
-    pub(crate) ua_delivered: bool,
+    /// Status and sense carry this unit attention, taken from the queue.
+    pub(crate) ua: Option<crate::sense::Sense>,
     /// Sense is to be fixed format whatever D_SENSE says.
     pub(crate) fixed_sense: bool,
     /// The transport could not send the response.
     pub(crate) delivery_failed: bool,
-    /// Passed PRE_XMIT_RESP1.
-    pub(crate) done: bool,
-    /// The response has been handed to the transport, or needs none.
-    pub(crate) responded: bool,
 }
 
 /// A SCSI command: the owner's half.
@@ -131,11 +125,24 @@ pub struct Cmd {
     pub(crate) sense: Vec<u8>,
     pub(crate) sg: SGTable,
     pub(crate) ticket: OrderTicket,
+    pub(crate) block_ticket: BlockTicket,
     pub(crate) marks: CmdMarks,
     /// The transport's own handle of this command.
     pub tgt_priv: u64,
     /// The handler's own data, dropped when the command finishes.
     pub dh_priv: Option<Box<dyn Any + Send>>,
+}
+
+impl Abortable for Box<Cmd> {
+    fn is_aborted(&self) -> bool {
+        Cmd::is_aborted(self)
+    }
+}
+
+impl HasBlockTicket for Box<Cmd> {
+    fn block_ticket(&mut self) -> &mut BlockTicket {
+        &mut self.block_ticket
+    }
 }
 
 impl HasTicket for Box<Cmd> {

@@ -7,7 +7,7 @@
 //!
 //! C source: `scst_abort_cmd`, `scst_done_cmd_mgmt`, `scst_finish_cmd_mgmt` of `scst/src/scst_targ.c`
 
-use crate::mgmt::MgmtCmd;
+use crate::mgmt::Stub;
 use kshim::sync::SpinLock;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +28,9 @@ pub(crate) const NO_RESP: u64 = 1 << 3;
 pub(crate) const SENT_FOR_EXEC: u64 = 1 << 4;
 /// Passed PRE_XMIT_RESP1: its effects are over.
 pub(crate) const DONE: u64 = 1 << 5;
+/// The device had TAS=1 when another nexus aborted the command.
+#[doc(alias = "SCST_CMD_DEVICE_TAS")]
+pub(crate) const DEVICE_TAS: u64 = 1 << 6;
 
 const FLAG_BITS: u32 = 32;
 const FLAG_MASK: u64 = (1 << FLAG_BITS) - 1;
@@ -43,7 +46,7 @@ pub struct CmdShared {
     pub(crate) tgt_sn: AtomicU64,
     /// Task management commands that wait for this one.
     #[doc(alias = "mgmt_cmd_list")]
-    pub(crate) waiters: SpinLock<Vec<Arc<MgmtCmd>>>,
+    pub(crate) waiters: SpinLock<Vec<Stub>>,
 }
 
 /// Names one use of a [`CmdShared`]: stays valid, and harmless, after the command has gone.
@@ -70,7 +73,10 @@ impl CmdShared {
     #[inline]
     pub(crate) fn begin(&self, generation: u32, lun: u64) {
         self.lun.store(lun, Ordering::Relaxed);
-        self.word.store((u64::from(generation) << FLAG_BITS) | LIVE, Ordering::Release);
+        self.word.store(
+            (u64::from(generation) << FLAG_BITS) | LIVE,
+            Ordering::Release,
+        );
     }
 
     /// Sets flags and answers the flags before. Only the owner calls this.
@@ -106,7 +112,7 @@ impl CmdShared {
         &self,
         generation: u32,
         flags: u64,
-        wait: impl FnOnce(u64, &mut Vec<Arc<MgmtCmd>>),
+        wait: impl FnOnce(u64, &mut Vec<Stub>),
     ) -> Option<u64> {
         let mut waiters = self.waiters.lock();
         let mut w = self.word.load(Ordering::SeqCst);
@@ -114,12 +120,10 @@ impl CmdShared {
             if w & LIVE == 0 || (w >> FLAG_BITS) as u32 != generation {
                 return None;
             }
-            match self.word.compare_exchange_weak(
-                w,
-                w | flags,
-                Ordering::SeqCst,
-                Ordering::SeqCst,
-            ) {
+            match self
+                .word
+                .compare_exchange_weak(w, w | flags, Ordering::SeqCst, Ordering::SeqCst)
+            {
                 Ok(_) => break,
                 Err(now) => w = now,
             }

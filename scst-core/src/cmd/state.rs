@@ -3,7 +3,9 @@
 //! C source: `enum scst_cmd_states`, `enum scst_exec_context` of `scst/include/scst.h`
 
 use super::{Cmd, CmdRef};
+use crate::mgmt::MgmtCmd;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// Where a command is. The order is SCST's: active states (the processing loop may act) before passive ones
 /// (somebody else must resume the command).
@@ -116,6 +118,8 @@ pub trait CmdHome: Send + Sync {
     /// transport resumes it with [`Cmd::restart`] or [`Cmd::rx_data`] and an error status.
     #[doc(alias = "on_abort_cmd")]
     fn reap(&self, cmd: CmdRef);
+    /// A task management request of the session is complete; its status is in `mcmd`.
+    fn task_mgmt_fn_done(&self, mcmd: Arc<MgmtCmd>);
 }
 
 /// The transport's side of the state machine at a command's home. It runs in the caller's stack, so a transport
@@ -128,7 +132,6 @@ pub trait TgtHost {
     /// Send status, sense and data, then call [`Cmd::tgt_cmd_done`].
     fn xmit_response(&mut self, cmd: Box<Cmd>);
     /// The command is finished: keep it for [`crate::session::Session::rx_cmd`], or drop it.
-    #[doc(alias = "on_free_cmd")]
     fn on_free_cmd(&mut self, cmd: Box<Cmd>);
 }
 
@@ -147,13 +150,21 @@ impl<'a> ExecCx<'a> {
     #[doc(alias = "SCST_CONTEXT_DIRECT_ATOMIC")]
     #[inline]
     pub fn direct(home: HomeId, host: &'a mut dyn TgtHost) -> Self {
-        Self { home: Some(home), host: Some(host), ready: VecDeque::new() }
+        Self {
+            home: Some(home),
+            host: Some(host),
+            ready: VecDeque::new(),
+        }
     }
 
     /// The context of a pool thread: may sleep, runs execution only.
     #[doc(alias = "SCST_CONTEXT_THREAD")]
     pub fn thread() -> ExecCx<'static> {
-        ExecCx { home: None, host: None, ready: VecDeque::new() }
+        ExecCx {
+            home: None,
+            host: None,
+            ready: VecDeque::new(),
+        }
     }
 
     /// Whether a step may sleep here.

@@ -1,0 +1,237 @@
+//! Ordering, blocking, the checks before execution, and execution.
+//!
+//! C source: `scst_exec_check_sn`, `scst_exec_check_blocking`, `__scst_check_local_events`, `scst_do_local_exec`,
+//! `scst_do_real_exec` of `scst/src/scst_targ.c`
+
+use super::shared::{ABORTED, ABORTED_OTHER, DEVICE_TAS, SENT_FOR_EXEC};
+use super::{Cmd, CmdState, ExecCx, ExecRes, Next};
+use crate::blocking::{Class, Enter, Place};
+use crate::cdb::CdbFlags;
+use crate::consts::QueueType;
+use crate::dev_type::ExecContext;
+use crate::local_cmd;
+use crate::order::CheckSn;
+use crate::parking::Released;
+use crate::sense;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+impl Cmd {
+    /// CmdState::ExecCheckSn.
+    #[inline]
+    pub(super) fn exec_check_sn(mut self: Box<Self>) -> Next {
+        if self.is_aborted() {
+            self.set_abnormal_done_state();
+            return Next::Same(self);
+        }
+        let Some(tgt_dev) = &self.tgt_dev else {
+            self.set_abnormal_done_state();
+            return Next::Same(self);
+        };
+        let order = Arc::clone(&tgt_dev.order);
+        match order.check_sn(self) {
+            CheckSn::Proceed(mut cmd) => {
+                cmd.state = CmdState::ExecCheckBlocking;
+                Next::Same(cmd)
+            }
+            CheckSn::Deferred => Next::Stop,
+            CheckSn::Aborted(mut cmd) => {
+                cmd.set_abnormal_done_state();
+                Next::Same(cmd)
+            }
+            CheckSn::AbortForQErr {
+                mut item,
+                by_other_nexus,
+            } => {
+                let tas = item
+                    .device()
+                    .is_some_and(|d| d.control.tas.load(Ordering::Relaxed));
+                let other = if by_other_nexus { ABORTED_OTHER } else { 0 };
+                let tas = if by_other_nexus && tas { DEVICE_TAS } else { 0 };
+                item.shared.set(ABORTED | other | tas);
+                item.set_abnormal_done_state();
+                Next::Same(item)
+            }
+        }
+    }
+
+    /// CmdState::ExecCheckBlocking.
+    #[inline]
+    pub(super) fn exec_check_blocking(mut self: Box<Self>, cx: &mut ExecCx<'_>) -> Next {
+        let Some(tgt_dev) = self.tgt_dev.clone() else {
+            self.set_abnormal_done_state();
+            return Next::Same(self);
+        };
+        if self.is_aborted() {
+            self.set_abnormal_done_state();
+            return Next::Same(self);
+        }
+        if !self.block_ticket.is_on_device() {
+            let class = self.block_class();
+            let place = match self.queue_type {
+                QueueType::HeadOfQueue => Place::Head,
+                _ => Place::Tail,
+            };
+            match tgt_dev.dev.block.enter(self, class, place) {
+                Enter::Go(cmd) => self = cmd,
+                Enter::Queued { released } => {
+                    cx.make_all_ready(released);
+                    return Next::Stop;
+                }
+            }
+        }
+        // From here on task management waits for the command instead of taking it back. The read-modify-write is the
+        // barrier that pairs with the abort's: one of both sees the other.
+        let flags = self.shared.set(SENT_FOR_EXEC);
+        self.marks.executed = true;
+        if flags & ABORTED != 0 {
+            return self.after_exec(cx);
+        }
+        if self.check_local_events(&tgt_dev) {
+            return self.after_exec(cx);
+        }
+        self.state = CmdState::LocalExec;
+        Next::Same(self)
+    }
+
+    #[inline]
+    fn block_class(&self) -> Class {
+        let flags = self.op_flags();
+        if flags.contains(CdbFlags::STRICTLY_SERIALIZED) {
+            Class::StrictlySerialized
+        } else if flags.contains(CdbFlags::SERIALIZED) {
+            Class::Serialized
+        } else {
+            Class::Normal
+        }
+    }
+
+    /// Reservations and unit attentions. Answers whether the command has its result.
+    #[doc(alias = "__scst_check_local_events")]
+    #[inline]
+    fn check_local_events(&mut self, tgt_dev: &crate::tgt_dev::TgtDev) -> bool {
+        let flags = self.op_flags();
+        if tgt_dev.ua.has_pending()
+            && !flags.contains(CdbFlags::SKIP_UA)
+            && let Some(ua) = self.sess.take_ua(tgt_dev)
+        {
+            self.set_sense(ua);
+            self.marks.ua = Some(ua);
+            return true;
+        }
+        if flags.contains(CdbFlags::WRITE_MEDIUM)
+            && (tgt_dev.is_read_only() || tgt_dev.dev.is_swp())
+        {
+            let swp = tgt_dev.dev.is_swp();
+            self.set_sense(if swp {
+                sense::WRITE_PROTECTED
+            } else {
+                sense::DATA_PROTECT
+            });
+            return true;
+        }
+        false
+    }
+
+    /// CmdState::LocalExec: commands that the core executes for every handler.
+    #[inline]
+    pub(super) fn local_exec(mut self: Box<Self>, cx: &mut ExecCx<'_>) -> Next {
+        if self.op_flags().contains(CdbFlags::LOCAL_CMD) && local_cmd::exec(&mut self) {
+            return self.after_exec(cx);
+        }
+        self.state = CmdState::RealExec;
+        Next::Same(self)
+    }
+
+    /// CmdState::RealExec: the handler executes.
+    #[inline]
+    pub(super) fn real_exec(mut self: Box<Self>, cx: &mut ExecCx<'_>) -> Next {
+        let Some(tgt_dev) = self.tgt_dev.clone() else {
+            self.set_abnormal_done_state();
+            return Next::Same(self);
+        };
+        let context = if cx.may_sleep() {
+            ExecContext::Thread
+        } else {
+            ExecContext::Atomic
+        };
+        // The ticket stays here: a handler that keeps the command may complete it elsewhere at once.
+        let on_done = self.ticket.inc_expected_on_done();
+        let mut ticket = if on_done {
+            None
+        } else {
+            Some(std::mem::take(&mut self.ticket))
+        };
+        self.state = CmdState::ExecWait;
+        let next = match tgt_dev.dev.handler().exec(self, context) {
+            ExecRes::Completed(mut cmd) => {
+                cmd.completed = true;
+                cmd.state = CmdState::PreDevDone;
+                if let Some(t) = ticket.as_mut().filter(|t| t.is_hq()) {
+                    cmd.ticket = std::mem::take(t);
+                }
+                if cx.home == Some(cmd.sess.home_id) {
+                    Next::Same(cmd)
+                } else {
+                    cmd.go_home()
+                }
+            }
+            ExecRes::NeedThread(mut cmd) => {
+                if let Some(t) = ticket {
+                    cmd.ticket = t;
+                }
+                cmd.state = CmdState::RealExec;
+                if cx.may_sleep() {
+                    kshim::pr_err!("Handler asks for a thread on a thread: {cmd:?}");
+                    cmd.set_sense(sense::INTERNAL_FAILURE);
+                    cmd.state = CmdState::PreDevDone;
+                    return cmd.go_home();
+                }
+                return Next::NeedThread(cmd);
+            }
+            ExecRes::Pending => Next::Stop,
+        };
+        if let Some(mut ticket) = ticket {
+            cx.make_all_ready(tgt_dev.order.post_exec(&mut ticket));
+        }
+        next
+    }
+
+    /// Ends the execution stage of a command that needed no handler: the next one in order may go.
+    fn after_exec(mut self: Box<Self>, cx: &mut ExecCx<'_>) -> Next {
+        self.state = CmdState::PreDevDone;
+        if let Some(tgt_dev) = self.tgt_dev.clone()
+            && !self.ticket.inc_expected_on_done()
+        {
+            cx.make_all_ready(tgt_dev.order.post_exec(&mut self.ticket));
+        }
+        Next::Same(self)
+    }
+}
+
+impl ExecCx<'_> {
+    /// Parked commands may go on.
+    #[inline]
+    pub(crate) fn make_all_ready(&mut self, cmds: Released<Box<Cmd>>) {
+        for cmd in cmds {
+            self.make_ready(cmd);
+        }
+    }
+
+    /// A parked command may go on: here if this is its home, else there.
+    #[inline]
+    pub(crate) fn make_ready(&mut self, cmd: Box<Cmd>) {
+        if self.home == Some(cmd.sess.home_id) {
+            self.ready.push_back(cmd);
+        } else {
+            let _ = cmd.go_home();
+        }
+    }
+}
+
+impl crate::device::Device {
+    /// What a logical unit reset does to the device's own state.
+    pub(crate) fn reset(&self) {
+        self.control.swp.store(false, Ordering::Relaxed);
+    }
+}

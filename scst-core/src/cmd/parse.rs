@@ -1,0 +1,243 @@
+//! From the CDB to a filled data buffer.
+//!
+//! C source: `scst_parse_cmd`, `scst_prepare_space`, `scst_restart_cmd`, `scst_rdy_to_xfer`, `scst_rx_data`,
+//! `scst_tgt_pre_exec` of `scst/src/scst_targ.c`
+
+use super::shared::ABORTED;
+use super::{Cmd, CmdState, ExecCx, Next, RestartStatus};
+use crate::cdb::CdbFlags;
+use crate::consts::DataDirection;
+use crate::dev_type::BufAlloc;
+use crate::sense;
+use kshim::page::PageBuf;
+
+/// Most data for a command whose CDB does not tell its length.
+const UNKNOWN_LENGTH_MAX: u32 = 15 * 1024 * 1024;
+/// Largest data buffer: more in one command is refused (VPD B0 advertises less).
+pub const MAX_BUFFLEN: u32 = 64 * 1024 * 1024;
+const TEST_UNIT_READY: u8 = 0x00;
+
+impl Cmd {
+    /// CmdState::Parse.
+    #[inline]
+    pub(super) fn parse(mut self: Box<Self>) -> Next {
+        let flags = self.op_flags();
+        if let Some(tgt_dev) = &self.tgt_dev
+            && !flags.contains(CdbFlags::FULLY_LOCAL_CMD)
+        {
+            let dev = std::sync::Arc::clone(&tgt_dev.dev);
+            dev.handler().parse(&mut self);
+        }
+        if !self.completed {
+            self.check_lengths(flags);
+        }
+        if self.completed {
+            self.set_abnormal_done_state();
+            return Next::Same(self);
+        }
+        if self.bufflen == 0 {
+            // A transfer of no data is no error (SPC-4 4.3.5.6).
+            self.data_direction = DataDirection::None;
+        }
+        if self.resp_data_len.is_none() {
+            self.resp_data_len = Some(if self.data_direction.has_read() {
+                self.bufflen
+            } else {
+                0
+            });
+        }
+        self.state = CmdState::PrepareSpace;
+        Next::Same(self)
+    }
+
+    fn check_lengths(&mut self, flags: CdbFlags) {
+        let Some(info) = self.info else {
+            self.set_sense(sense::INVALID_OPCODE);
+            return;
+        };
+        if flags.contains(CdbFlags::UNKNOWN_LENGTH) {
+            if self.expected_set {
+                self.bufflen = self.expected_transfer_len.min(UNKNOWN_LENGTH_MAX);
+                self.data_len = u64::from(self.bufflen);
+            } else if self.bufflen == 0 {
+                self.set_sense(sense::INVALID_MESSAGE);
+                return;
+            }
+        }
+        if info.linked {
+            let at = u16::from(info.cdb_len).saturating_sub(1);
+            self.set_invalid_field_in_cdb(at, Some(0));
+            return;
+        }
+        if self.bufflen > MAX_BUFFLEN {
+            self.set_sense(sense::INVALID_FIELD_IN_CDB);
+            return;
+        }
+        if self.expected_set {
+            self.check_expected(info.out_bufflen);
+        }
+    }
+
+    /// Compares what the CDB says with what the initiator told the transport.
+    fn check_expected(&mut self, out_bufflen: u32) {
+        if self.data_direction != self.expected_data_direction {
+            let data = self.expected_data_direction != DataDirection::None || self.bufflen != 0;
+            if data && !self.may_mismatch() {
+                self.set_sense(sense::INVALID_MESSAGE);
+                return;
+            }
+        }
+        if self.bufflen != self.expected_transfer_len
+            && (self.expected_data_direction.has_read() || self.expected_data_direction.has_write())
+        {
+            self.resid_possible = true;
+        }
+        if out_bufflen != self.expected_out_transfer_len {
+            self.resid_possible = true;
+        }
+    }
+
+    /// VMware sends TEST UNIT READY with the read flag set.
+    #[doc(alias = "scst_is_allowed_to_mismatch_cmd")]
+    fn may_mismatch(&self) -> bool {
+        self.cdb_byte(0) == TEST_UNIT_READY
+            && matches!(
+                self.expected_data_direction,
+                DataDirection::Read | DataDirection::None
+            )
+    }
+
+    /// CmdState::PrepareSpace.
+    #[inline]
+    pub(super) fn prepare_space(mut self: Box<Self>) -> Next {
+        self.state = CmdState::PreprocessingDone;
+        if self.data_direction == DataDirection::None {
+            return Next::Same(self);
+        }
+        if self.data_direction.has_write() {
+            self.write_len = self.bufflen;
+            if self.resid_possible {
+                self.write_len = self.write_len.min(self.expected_transfer_len);
+            }
+            // The transport provides the memory of data-out: it has part of it already, or receives into pages
+            // that it allocates for what it has granted.
+            return Next::Same(self);
+        }
+        let fully_local = self.op_flags().contains(CdbFlags::FULLY_LOCAL_CMD);
+        if let Some(tgt_dev) = &self.tgt_dev
+            && !fully_local
+        {
+            let dev = std::sync::Arc::clone(&tgt_dev.dev);
+            if dev.handler().alloc_data_buf(&mut self) == BufAlloc::Done {
+                return Next::Same(self);
+            }
+        }
+        if self.alloc_space(self.bufflen).is_err() {
+            self.set_busy();
+            self.set_abnormal_done_state();
+        }
+        Next::Same(self)
+    }
+
+    /// Gives the command pages for `len` bytes, in one piece. Errors: ENOMEM. Context: reactor.
+    #[doc(alias = "scst_alloc_space")]
+    pub fn alloc_space(&mut self, len: u32) -> kshim::error::Result {
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let buf = PageBuf::alloc(len)?;
+        self.sg.clear();
+        self.sg.push_pages(buf, 0, len)
+    }
+
+    /// CmdState::PreprocessingDone.
+    #[inline]
+    pub(super) fn preprocessing_done(mut self: Box<Self>, cx: &mut ExecCx<'_>) -> Next {
+        let Some(host) = cx.host.as_deref_mut() else {
+            return self.go_home();
+        };
+        self.state = CmdState::PreprocessingDoneCalled;
+        host.preprocessing_done(self);
+        Next::Stop
+    }
+
+    /// Sends the command home to go on from the state it is in.
+    pub(crate) fn go_home(self: Box<Self>) -> Next {
+        let home = std::sync::Arc::clone(&self.sess.home);
+        home.post(self);
+        Next::Stop
+    }
+
+    /// The transport finished its part of preprocessing. Context: the session's home.
+    #[doc(alias = "scst_restart_cmd")]
+    #[inline]
+    pub fn restart(
+        mut self: Box<Self>,
+        status: RestartStatus,
+        all_data: AllData,
+        cx: &mut ExecCx<'_>,
+    ) {
+        debug_assert_eq!(self.state, CmdState::PreprocessingDoneCalled);
+        match status {
+            RestartStatus::Success => {
+                self.state = if self.data_direction.has_write() && all_data == AllData::ToFetch {
+                    CmdState::RdyToXfer
+                } else {
+                    CmdState::TgtPreExec
+                };
+            }
+            other => self.transport_failed(other),
+        }
+        self.process(cx);
+    }
+
+    fn transport_failed(&mut self, status: RestartStatus) {
+        match status {
+            RestartStatus::Success | RestartStatus::ErrorSenseSet => {}
+            RestartStatus::Error => self.set_sense(sense::ABORTED_COMMAND),
+            RestartStatus::ErrorFatal => {
+                self.shared.set(ABORTED | super::shared::NO_RESP);
+            }
+        }
+        self.set_abnormal_done_state();
+    }
+
+    /// CmdState::RdyToXfer.
+    pub(super) fn rdy_to_xfer(mut self: Box<Self>, cx: &mut ExecCx<'_>) -> Next {
+        if self.is_aborted() {
+            self.set_abnormal_done_state();
+            return Next::Same(self);
+        }
+        let Some(host) = cx.host.as_deref_mut() else {
+            return self.go_home();
+        };
+        self.state = CmdState::DataWait;
+        host.rdy_to_xfer(self);
+        Next::Stop
+    }
+
+    /// All data-out has come, or will not. Context: the session's home.
+    #[doc(alias = "scst_rx_data")]
+    pub fn rx_data(mut self: Box<Self>, status: RestartStatus, cx: &mut ExecCx<'_>) {
+        debug_assert_eq!(self.state, CmdState::DataWait);
+        match status {
+            RestartStatus::Success => self.state = CmdState::TgtPreExec,
+            other => self.transport_failed(other),
+        }
+        self.process(cx);
+    }
+
+    /// CmdState::TgtPreExec.
+    #[inline]
+    pub(super) fn tgt_pre_exec(mut self: Box<Self>) -> Next {
+        self.state = CmdState::ExecCheckSn;
+        Next::Same(self)
+    }
+}
+
+/// Whether [`Cmd::restart`] finds all data-out in the buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AllData {
+    /// Nothing more to receive.
+    Received,
+    /// The rest has to be asked for.
+    ToFetch,
+}

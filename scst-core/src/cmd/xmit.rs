@@ -1,0 +1,164 @@
+//! The end of a command: aborts, residuals, the response, recycling.
+//!
+//! C source: `scst_pre_xmit_response1`, `scst_pre_xmit_response2`, `scst_xmit_response`, `scst_tgt_cmd_done`,
+//! `scst_finish_cmd` of `scst/src/scst_targ.c`, `__scst_get_resid` of `scst/src/scst_lib.c`
+
+use super::shared::{ABORTED, ABORTED_OTHER, DEVICE_TAS, DONE, LIVE, NO_RESP};
+use super::{Cmd, CmdState, ExecCx, Next};
+use crate::consts::SamStatus;
+use std::sync::atomic::Ordering;
+
+impl Cmd {
+    /// CmdState::PreXmitResp1: the command's effects are over.
+    #[inline]
+    pub(super) fn pre_xmit_response1(mut self: Box<Self>, cx: &mut ExecCx<'_>) -> Next {
+        if cx.home != Some(self.sess.home_id) {
+            return self.go_home();
+        }
+        if let Some(tgt_dev) = self.tgt_dev.clone() {
+            cx.make_all_ready(tgt_dev.dev.block.leave(&mut self.block_ticket));
+            cx.make_all_ready(tgt_dev.order.finish(&mut self.ticket));
+        }
+        if std::mem::take(&mut self.marks.counted) {
+            self.sess.core.cmd_ref.put();
+        }
+        let flags = self.shared.set(DONE);
+        if flags & ABORTED != 0 {
+            self.shared.done_mgmt();
+        }
+        self.state = CmdState::PreXmitResp2;
+        Next::Same(self)
+    }
+
+    /// CmdState::PreXmitResp2: what an abort makes of the answer, and residuals.
+    #[inline]
+    pub(super) fn pre_xmit_response2(mut self: Box<Self>) -> Next {
+        self.state = CmdState::XmitResp;
+        let flags = self.shared.flags();
+        if flags & ABORTED != 0 {
+            self.process_aborted(flags);
+        }
+        if self.resid_possible {
+            self.set_residuals();
+        }
+        Next::Same(self)
+    }
+
+    /// An aborted command is answered only to another nexus' abort: with its own result if it has one, else with
+    /// TASK ABORTED if the device says so (TAS).
+    #[doc(alias = "scst_xmit_process_aborted_cmd")]
+    #[cold]
+    fn process_aborted(&mut self, flags: u64) {
+        let respond = flags & ABORTED_OTHER != 0 && flags & NO_RESP == 0;
+        if respond && self.completed {
+            return;
+        }
+        if respond && flags & DEVICE_TAS != 0 {
+            self.set_status(SamStatus::TaskAborted);
+            return;
+        }
+        self.state = CmdState::Finished;
+    }
+
+    fn set_residuals(&mut self) {
+        if !self.expected_set {
+            return;
+        }
+        let expected = i64::from(self.expected_transfer_len);
+        if self.expected_data_direction.has_read() {
+            let resp = self.resp_data_len.unwrap_or(0);
+            self.resid = expected.saturating_sub(i64::from(resp));
+            self.resp_data_len = Some(resp.min(self.expected_transfer_len));
+        } else if self.expected_data_direction.has_write() {
+            let write_len = i64::from(self.write_len);
+            self.resid = if write_len < expected {
+                expected.saturating_sub(write_len)
+            } else {
+                write_len.saturating_sub(i64::from(self.bufflen))
+            };
+        }
+    }
+
+    /// CmdState::XmitResp.
+    #[inline]
+    pub(super) fn xmit_response(mut self: Box<Self>, cx: &mut ExecCx<'_>) -> Next {
+        let Some(host) = cx.host.as_deref_mut() else {
+            return self.go_home();
+        };
+        self.state = CmdState::XmitWait;
+        host.xmit_response(self);
+        Next::Stop
+    }
+
+    /// The transport has sent the response, or cannot ([`Cmd::set_delivery_failed`]). Context: the session's home.
+    #[doc(alias = "scst_tgt_cmd_done")]
+    #[inline]
+    pub fn tgt_cmd_done(mut self: Box<Self>, cx: &mut ExecCx<'_>) {
+        debug_assert_eq!(self.state, CmdState::XmitWait);
+        self.state = CmdState::Finished;
+        self.process(cx);
+    }
+
+    /// CmdState::Finished.
+    #[inline]
+    pub(super) fn finish(mut self: Box<Self>, cx: &mut ExecCx<'_>) -> Next {
+        if let Some(tgt_dev) = self.tgt_dev.take() {
+            if let Some(ua) = self.marks.ua
+                && (self.marks.delivery_failed || self.is_aborted())
+            {
+                self.sess.requeue_ua(&tgt_dev, ua);
+            }
+            if self.dh_priv.is_some() {
+                tgt_dev.dev.handler().on_free_cmd(&mut self);
+                self.dh_priv = None;
+            }
+            self.account(&tgt_dev);
+            tgt_dev.cmd_count.fetch_sub(1, Ordering::Release);
+        }
+        self.sg.clear();
+        self.sense.clear();
+        let flags = self.shared.end();
+        debug_assert!(flags & LIVE != 0);
+        if flags & ABORTED != 0 {
+            self.shared.finish_mgmt();
+        }
+        self.state = CmdState::Free;
+        if let Some(host) = cx.host.as_deref_mut() {
+            host.on_free_cmd(self);
+        }
+        Next::Stop
+    }
+
+    #[inline]
+    fn account(&self, tgt_dev: &crate::tgt_dev::TgtDev) {
+        let shift = tgt_dev.dev.handler().block_shift();
+        let bytes = u64::from(self.bufflen);
+        self.sess
+            .stats
+            .account(self.data_direction, self.lba, shift, bytes);
+    }
+}
+
+impl Drop for Cmd {
+    fn drop(&mut self) {
+        if self.state == CmdState::Free {
+            return;
+        }
+        // A lost command would hold up task management, suspension and its session for ever.
+        kshim::pr_err!("Command dropped without completion: {self:?}");
+        if self.marks.counted {
+            self.sess.core.cmd_ref.put();
+        }
+        if let Some(tgt_dev) = &self.tgt_dev {
+            tgt_dev.cmd_count.fetch_sub(1, Ordering::Release);
+        }
+        let flags = self.shared.set(DONE);
+        if flags & LIVE != 0 && self.shared.end() & ABORTED != 0 {
+            self.shared.finish_mgmt();
+        }
+        debug_assert!(
+            std::thread::panicking(),
+            "command dropped without completion"
+        );
+    }
+}

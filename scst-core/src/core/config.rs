@@ -1,0 +1,383 @@
+//! Changing the configuration: devices, targets, groups, LUN maps and sessions.
+//!
+//! Everything here runs under `scst_mutex` and may sleep, so transports call it through
+//! [`super::Core::post_mgmt`].
+//!
+//! C source: `scst/src/scst_main.c`, `scst_acg_add_lun` and friends of `scst/src/scst_lib.c`, `scst_init_session` of
+//! `scst/src/scst_targ.c`
+
+use super::Core;
+use crate::acg::{Acg, AcgDev, AcgId};
+use crate::cmd::{CmdHome, CmdThreads};
+use crate::consts::MAX_NAME;
+use crate::dev_type::DevHandler;
+use crate::device::Device;
+use crate::lun::Lun;
+use crate::sense::{self, Sense};
+use crate::session::{LunTable, Session};
+use crate::template::TgtTemplate;
+use crate::tgt::Tgt;
+use crate::tgt_dev::TgtDev;
+use kshim::pr_info;
+use kshim::sync::rcu;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Why a change of the configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The name is empty, too long, or has characters that a path cannot have.
+    #[error("Invalid name \"{0}\"")]
+    InvalidName(String),
+    /// A device or target of that name exists.
+    #[error("\"{0}\" already exists")]
+    Exists(String),
+    /// No such device, target or group.
+    #[error("\"{0}\" not found")]
+    NotFound(String),
+    /// The LUN is taken.
+    #[error("LUN {0} already exists in group \"{1}\"")]
+    LunExists(u64, String),
+    /// The LUN is beyond what can be addressed.
+    #[error("LUN {0} is out of range")]
+    LunRange(u64),
+    /// The group has no such LUN.
+    #[error("LUN {0} not found in group \"{1}\"")]
+    LunNotFound(u64, String),
+    /// Commands did not drain in time, or the object is in use.
+    #[error("\"{0}\" is busy")]
+    Busy(String),
+    /// The session's target or core is going away.
+    #[error("Shutting down")]
+    Shutdown,
+    /// A handler or the host refused.
+    #[error("{what}")]
+    Host {
+        /// What was tried.
+        what: String,
+        /// The errno.
+        #[source]
+        source: kshim::error::Error,
+    },
+}
+
+/// How a LUN is added to a group.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LunParams {
+    /// Sessions of the group may only read.
+    pub read_only: bool,
+}
+
+fn host_error(what: impl Into<String>) -> impl FnOnce(kshim::error::Error) -> ConfigError {
+    let what = what.into();
+    move |source| ConfigError::Host { what, source }
+}
+
+fn check_name(name: &str) -> Result<(), ConfigError> {
+    let bad = |c: char| c == '/' || c.is_control() || c.is_whitespace();
+    if name.is_empty() || name.contains(bad) || name == "." || name == ".." {
+        return Err(ConfigError::InvalidName(name.to_owned()));
+    }
+    Ok(())
+}
+
+impl Core {
+    /// Registers a virtual device. Context: may sleep.
+    #[doc(alias = "scst_register_virtual_device")]
+    pub fn register_virtual_device(
+        &self,
+        name: &str,
+        handler: Arc<dyn DevHandler>,
+    ) -> Result<Arc<Device>, ConfigError> {
+        check_name(name)?;
+        if name.len() > MAX_NAME {
+            return Err(ConfigError::InvalidName(name.to_owned()));
+        }
+        let mut config = self.config.lock();
+        if config.devices.contains_key(name) {
+            return Err(ConfigError::Exists(name.to_owned()));
+        }
+        let threads = match usize::try_from(handler.threads_num()) {
+            Ok(0) | Err(_) => Arc::clone(&self.main_threads),
+            Ok(n) => CmdThreads::new(name, n).map_err(host_error(format!(
+                "Cannot start the threads of device \"{name}\""
+            )))?,
+        };
+        let dev = Arc::new(Device::new(name, Arc::clone(&handler), threads));
+        handler.attach(&dev).map_err(host_error(format!(
+            "Cannot attach device \"{name}\" to its handler"
+        )))?;
+        config.devices.insert(name.to_owned(), Arc::clone(&dev));
+        pr_info!("Attached to virtual device {name}");
+        Ok(dev)
+    }
+
+    /// A device by name. Context: may sleep.
+    pub fn device(&self, name: &str) -> Option<Arc<Device>> {
+        self.config.lock().devices.get(name).cloned()
+    }
+
+    /// Unregisters a device: it leaves all LUN maps first. Context: may sleep.
+    #[doc(alias = "scst_unregister_virtual_device")]
+    pub fn unregister_virtual_device(&self, name: &str) -> Result<(), ConfigError> {
+        let (dev, luns) = {
+            let config = self.config.lock();
+            let dev = config.devices.get(name).cloned();
+            let dev = dev.ok_or_else(|| ConfigError::NotFound(name.to_owned()))?;
+            let mut luns = Vec::new();
+            for tgt in &config.tgts {
+                for acg in tgt.acgs.lock().iter() {
+                    let of_dev = acg.luns.iter().filter(|(_, d)| Arc::ptr_eq(&d.dev, &dev));
+                    luns.extend(of_dev.map(|(lun, _)| (Arc::clone(tgt), acg.id, *lun)));
+                }
+            }
+            (dev, luns)
+        };
+        for (tgt, acg, lun) in luns {
+            self.del_lun(&tgt, acg, lun)?;
+        }
+        self.config.lock().devices.remove(name);
+        dev.handler().detach(&dev);
+        if !Arc::ptr_eq(&dev.threads, &self.main_threads) {
+            dev.threads.stop();
+        }
+        pr_info!("Detached from virtual device {name}");
+        Ok(())
+    }
+
+    /// Registers a target port; it starts disabled. Context: may sleep.
+    #[doc(alias = "scst_register_target")]
+    pub fn register_target(
+        &self,
+        template: Arc<dyn TgtTemplate>,
+        name: &str,
+    ) -> Result<Arc<Tgt>, ConfigError> {
+        check_name(name)?;
+        let mut config = self.config.lock();
+        let taken = |t: &&Arc<Tgt>| t.name() == name && t.template().name() == template.name();
+        if config.tgts.iter().any(|t| taken(&t)) {
+            return Err(ConfigError::Exists(name.to_owned()));
+        }
+        let used: Vec<u16> = config
+            .tgts
+            .iter()
+            .map(|t| t.rel_tgt_id.load(Ordering::Relaxed))
+            .collect();
+        let rel = (1..=u16::MAX).find(|r| !used.contains(r));
+        let rel = rel.ok_or_else(|| ConfigError::Busy(name.to_owned()))?;
+        let tgt = Arc::new(Tgt::new(name, template, rel));
+        config.tgts.push(Arc::clone(&tgt));
+        pr_info!("Target {name} registered, relative target id {rel}");
+        Ok(tgt)
+    }
+
+    /// Unregisters a target port whose sessions are gone. Context: may sleep.
+    #[doc(alias = "scst_unregister_target")]
+    pub fn unregister_target(&self, tgt: &Arc<Tgt>) -> Result<(), ConfigError> {
+        let mut config = self.config.lock();
+        if !tgt.sessions().is_empty() {
+            return Err(ConfigError::Busy(tgt.name().to_owned()));
+        }
+        config.tgts.retain(|t| !Arc::ptr_eq(t, tgt));
+        Ok(())
+    }
+
+    /// The registered targets. Context: may sleep.
+    pub fn targets(&self) -> Vec<Arc<Tgt>> {
+        self.config.lock().tgts.clone()
+    }
+
+    /// Makes a group of initiators. Context: may sleep.
+    pub fn add_acg(&self, tgt: &Tgt, name: &str) -> Result<AcgId, ConfigError> {
+        check_name(name)?;
+        let _config = self.config.lock();
+        let mut acgs = tgt.acgs.lock();
+        if acgs.iter().skip(1).any(|a| a.name == name) {
+            return Err(ConfigError::Exists(name.to_owned()));
+        }
+        let acg = Acg::new(name);
+        let id = acg.id;
+        acgs.push(acg);
+        Ok(id)
+    }
+
+    /// Adds an initiator pattern to a group. Sessions that exist keep their group. Context: may sleep.
+    #[doc(alias = "scst_acg_add_acn")]
+    pub fn add_acn(&self, tgt: &Tgt, acg: AcgId, pattern: &str) -> Result<(), ConfigError> {
+        check_name(pattern)?;
+        let _config = self.config.lock();
+        let mut acgs = tgt.acgs.lock();
+        if acgs.iter().any(|a| a.acns.iter().any(|p| p == pattern)) {
+            return Err(ConfigError::Exists(pattern.to_owned()));
+        }
+        let acg = acgs.iter_mut().find(|a| a.id == acg);
+        let acg = acg.ok_or_else(|| ConfigError::NotFound("group".to_owned()))?;
+        acg.acns.push(pattern.to_owned());
+        Ok(())
+    }
+
+    /// Maps a device to a LUN of a group; sessions of the group see it at once and learn it by REPORTED LUNS DATA
+    /// HAS CHANGED on their other LUNs. Context: may sleep.
+    #[doc(alias = "scst_acg_add_lun")]
+    pub fn add_lun(
+        &self,
+        tgt: &Tgt,
+        acg: AcgId,
+        dev: &Arc<Device>,
+        lun: u64,
+        params: LunParams,
+    ) -> Result<(), ConfigError> {
+        if Lun::new(lun).is_none() {
+            return Err(ConfigError::LunRange(lun));
+        }
+        let _config = self.config.lock();
+        {
+            let mut acgs = tgt.acgs.lock();
+            let group = acgs.iter_mut().find(|a| a.id == acg);
+            let group = group.ok_or_else(|| ConfigError::NotFound("group".to_owned()))?;
+            if group.luns.contains_key(&lun) {
+                return Err(ConfigError::LunExists(lun, group.name.clone()));
+            }
+            let entry = AcgDev {
+                dev: Arc::clone(dev),
+                read_only: params.read_only,
+            };
+            group.luns.insert(lun, entry);
+        }
+        for sess in tgt.sessions().iter().filter(|s| s.acg == acg) {
+            let old = sess.tgt_devs();
+            for t in &old {
+                t.check_set_ua(sense::REPORTED_LUNS_DATA_CHANGED);
+            }
+            let new = self.new_tgt_dev(sess, dev, lun, params.read_only, sense::POWERON_UA);
+            let all = old.into_iter().chain(std::iter::once(new));
+            sess.luns.replace(LunTable::from_iter(all));
+        }
+        Ok(())
+    }
+
+    /// Takes a LUN out of a group. Activity is suspended for it, so no command is on the way when it goes.
+    /// Context: may sleep.
+    #[doc(alias = "scst_acg_del_lun")]
+    pub fn del_lun(&self, tgt: &Tgt, acg: AcgId, lun: u64) -> Result<(), ConfigError> {
+        let suspended = self
+            .suspend_activity()
+            .map_err(host_error(format!("LUN {lun} is busy")))?;
+        let _config = self.config.lock();
+        {
+            let mut acgs = tgt.acgs.lock();
+            let group = acgs.iter_mut().find(|a| a.id == acg);
+            let group = group.ok_or_else(|| ConfigError::NotFound("group".to_owned()))?;
+            if group.luns.remove(&lun).is_none() {
+                return Err(ConfigError::LunNotFound(lun, group.name.clone()));
+            }
+        }
+        for sess in tgt.sessions().iter().filter(|s| s.acg == acg) {
+            let (gone, keep): (Vec<_>, Vec<_>) =
+                sess.tgt_devs().into_iter().partition(|t| t.lun == lun);
+            for t in &keep {
+                t.check_set_ua(sense::REPORTED_LUNS_DATA_CHANGED);
+            }
+            sess.luns.replace(LunTable::from_iter(keep));
+            for t in gone {
+                self.free_tgt_dev(&t);
+            }
+        }
+        drop(suspended);
+        Ok(())
+    }
+
+    /// Registers a session: finds its group and makes a nexus for each LUN, with the power-on unit attention.
+    /// Context: may sleep.
+    #[doc(alias = "scst_register_session")]
+    pub fn register_session(
+        self: &Arc<Self>,
+        tgt: &Arc<Tgt>,
+        initiator_name: &str,
+        home: Arc<dyn CmdHome>,
+        tgt_priv: u64,
+        initial_ua: Sense,
+    ) -> Result<Arc<Session>, ConfigError> {
+        let config = self.config.lock();
+        if !config.tgts.iter().any(|t| Arc::ptr_eq(t, tgt)) {
+            return Err(ConfigError::Shutdown);
+        }
+        let sess = Session::new(
+            Arc::clone(self),
+            Arc::clone(tgt),
+            initiator_name,
+            home,
+            tgt_priv,
+        );
+        let sess = Arc::new(sess);
+        let acg = tgt.acg(sess.acg).ok_or(ConfigError::Shutdown)?;
+        let nexuses = acg
+            .luns
+            .iter()
+            .map(|(lun, d)| self.new_tgt_dev(&sess, &d.dev, *lun, d.read_only, initial_ua));
+        sess.luns
+            .replace(LunTable::from_iter(nexuses.collect::<Vec<_>>()));
+        tgt.sessions.lock().push(Arc::downgrade(&sess));
+        pr_info!(
+            "Session registered: initiator {initiator_name}, target {}",
+            tgt.name()
+        );
+        Ok(sess)
+    }
+
+    /// Unregisters a session that has no command left. Context: may sleep.
+    #[doc(alias = "scst_unregister_session")]
+    pub fn unregister_session(&self, sess: &Arc<Session>) {
+        sess.unregistering.store(true, Ordering::Release);
+        let _config = self.config.lock();
+        let gone = sess.tgt_devs();
+        sess.luns.replace(LunTable::default());
+        sess.tgt()
+            .sessions
+            .lock()
+            .retain(|s| s.upgrade().is_some_and(|s| !Arc::ptr_eq(&s, sess)));
+        rcu::synchronize_rcu();
+        for t in gone {
+            self.free_tgt_dev(&t);
+        }
+        let (ini, tgt) = (sess.initiator_name(), sess.tgt().name());
+        pr_info!("Session unregistered: initiator {ini}, target {tgt}");
+    }
+
+    fn new_tgt_dev(
+        &self,
+        sess: &Arc<Session>,
+        dev: &Arc<Device>,
+        lun: u64,
+        read_only: bool,
+        ua: Sense,
+    ) -> Arc<TgtDev> {
+        let threads = Arc::clone(&dev.threads);
+        let t = TgtDev::new(
+            lun,
+            Arc::clone(dev),
+            Arc::downgrade(sess),
+            threads,
+            read_only,
+        );
+        t.check_set_ua(ua);
+        let t = Arc::new(t);
+        let mut all = dev.tgt_devs.lock();
+        all.retain(|t| t.strong_count() > 0);
+        all.push(Arc::downgrade(&t));
+        drop(all);
+        if let Err(e) = dev.handler().attach_tgt(&t) {
+            kshim::pr_err!("Device {}: attaching LUN {lun} failed: {e}", dev.name());
+        }
+        t
+    }
+
+    fn free_tgt_dev(&self, t: &Arc<TgtDev>) {
+        t.dev.handler().detach_tgt(t);
+        let me = Arc::as_ptr(t);
+        t.dev
+            .tgt_devs
+            .lock()
+            .retain(|w| !std::ptr::eq(w.as_ptr(), me));
+    }
+}

@@ -1,0 +1,131 @@
+//! The core object: configuration, suspension, and the threads that are not a device's.
+//!
+//! C source: `scst/src/scst_main.c`
+
+mod config;
+mod suspend;
+
+pub use config::{ConfigError, LunParams};
+pub use suspend::Suspended;
+
+pub use crate::cmd::cmd_done;
+use crate::cmd::{Cmd, CmdThreads};
+use crate::device::Device;
+use crate::mgmt::TmThread;
+use crate::tgt::Tgt;
+use kshim::error::Result;
+use kshim::kthread::{self, Kthread, WorkerQueue};
+use kshim::sync::percpu_ref::PercpuRef;
+use kshim::sync::{Completion, Mutex, SpinLock};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Work for the management thread.
+type MgmtWork = Box<dyn FnOnce(&Arc<Core>) + Send>;
+
+/// What `scst_mutex` protects.
+#[derive(Debug, Default)]
+pub(crate) struct Config {
+    pub(crate) devices: BTreeMap<String, Arc<Device>>,
+    pub(crate) tgts: Vec<Arc<Tgt>>,
+}
+
+/// How the core is set up.
+#[derive(Clone, Debug)]
+pub struct CoreParams {
+    /// Threads of the global pool (`scst_threads`); handlers with `threads_num` 0 use it.
+    pub threads: usize,
+    /// Goes into the serial numbers of virtual devices (`setup_id`).
+    pub setup_id: u32,
+}
+
+impl Default for CoreParams {
+    /// As many threads as the machine has processors; setup id 0.
+    fn default() -> Self {
+        Self {
+            threads: kshim::cpu::online_cpus().len(),
+            setup_id: 0,
+        }
+    }
+}
+
+/// One SCST in the process. Tests make many; the server makes one.
+pub struct Core {
+    /// `scst_mutex`: all configuration. Taken by the management thread and at start and stop only.
+    #[doc(alias = "scst_mutex")]
+    pub(crate) config: Mutex<Config>,
+    /// `scst_suspend_mutex` with the nesting count.
+    #[doc(alias = "scst_suspend_mutex")]
+    pub(crate) suspend: Mutex<u32>,
+    /// Held by every command from LUN translation until its effects are over.
+    #[doc(alias = "scst_cmd_count")]
+    pub(crate) cmd_ref: Arc<PercpuRef>,
+    pub(crate) cmd_ref_zero: Arc<Completion>,
+    /// Commands that came while activity was suspended, in order.
+    #[doc(alias = "scst_init_cmd_list")]
+    pub(crate) init_cmds: SpinLock<Vec<Box<Cmd>>>,
+    pub(crate) main_threads: Arc<CmdThreads>,
+    pub(crate) tm: TmThread,
+    mgmt: Arc<WorkerQueue<MgmtWork>>,
+    mgmt_thread: SpinLock<Option<Kthread>>,
+    params: CoreParams,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core")
+            .field("params", &self.params)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Core {
+    /// Starts the core's threads. Errors: what thread creation answers. Context: may sleep.
+    pub fn new(params: CoreParams) -> Result<Arc<Self>> {
+        let zero = Arc::new(Completion::new());
+        let on_zero = Arc::clone(&zero);
+        let mgmt: Arc<WorkerQueue<MgmtWork>> = Arc::new(WorkerQueue::new());
+        let core = Arc::new(Self {
+            config: Mutex::new(Config::default()),
+            suspend: Mutex::new(0),
+            cmd_ref: Arc::new(PercpuRef::new(move || on_zero.complete_all())),
+            cmd_ref_zero: zero,
+            init_cmds: SpinLock::new(Vec::new()),
+            main_threads: CmdThreads::new("scstd", params.threads.max(1))?,
+            tm: TmThread::start()?,
+            mgmt: Arc::clone(&mgmt),
+            mgmt_thread: SpinLock::new(None),
+            params,
+        });
+        let weak = Arc::downgrade(&core);
+        let thread = kthread::run("scst_mgmtd", move |stop| {
+            while let Some(work) = mgmt.wait_next(stop) {
+                let Some(core) = weak.upgrade() else { return };
+                work(&core);
+            }
+        })?;
+        *core.mgmt_thread.lock() = Some(thread);
+        Ok(core)
+    }
+
+    /// Parameters given at start.
+    pub fn params(&self) -> &CoreParams {
+        &self.params
+    }
+
+    /// Runs `work` on the management thread, after what was posted before. Context: any.
+    #[doc(alias = "scst_mgmtd")]
+    pub fn post_mgmt(&self, work: impl FnOnce(&Arc<Core>) + Send + 'static) {
+        self.mgmt.push(Box::new(work));
+    }
+
+    /// Stops the core's threads once everything is unregistered. Context: may sleep, not from the core's threads.
+    pub fn shutdown(&self) {
+        let thread = self.mgmt_thread.lock().take();
+        if let Some(t) = thread {
+            t.stop();
+        }
+        self.tm.stop();
+        self.main_threads.stop();
+    }
+}

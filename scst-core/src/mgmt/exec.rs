@@ -1,0 +1,258 @@
+//! The functions themselves. All of this runs on the TM thread.
+
+use super::{AbortedBy, MgmtCmd, TmFunction, TmStatus};
+use crate::cmd::shared::{CmdRef, DEVICE_TAS, NO_RESP};
+use crate::device::Device;
+use crate::sense;
+use crate::session::Session;
+use crate::tgt_dev::TgtDev;
+use kshim::pr_info;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// SCST_MCMD_STATE_INIT and EXEC: find what is concerned, mark it, free what is parked, then wait.
+#[doc(alias = "scst_mgmt_cmd_exec")]
+pub(super) fn exec(mcmd: &Arc<MgmtCmd>) {
+    let p = mcmd.params();
+    pr_info!(
+        "TM fn {:?} received: initiator {}, LUN {}, tag {:#x}",
+        p.function,
+        mcmd.session().initiator_name(),
+        p.lun,
+        p.tag
+    );
+    match p.function {
+        TmFunction::AbortTask => abort_task(mcmd),
+        TmFunction::NexusLossSess => abort_session(mcmd),
+        TmFunction::TargetReset => target_reset(mcmd),
+        TmFunction::AbortTaskSet
+        | TmFunction::ClearTaskSet
+        | TmFunction::ClearAca
+        | TmFunction::LunReset => with_lun(mcmd),
+    }
+    mcmd.dec_done();
+}
+
+fn with_lun(mcmd: &Arc<MgmtCmd>) {
+    let Some(tgt_dev) = mcmd.session().lookup_tgt_dev(mcmd.params().lun) else {
+        mcmd.set_status(TmStatus::LunNotExist);
+        return;
+    };
+    let tgt_dev = mcmd.tgt_dev.get_or_init(|| tgt_dev);
+    match mcmd.params().function {
+        TmFunction::AbortTaskSet => {
+            abort_task_set(mcmd, tgt_dev, AbortedBy::ThisNexus);
+            unblock_aborted(&tgt_dev.dev);
+        }
+        TmFunction::ClearTaskSet => clear_task_set(mcmd, tgt_dev),
+        TmFunction::LunReset => lun_reset(mcmd, tgt_dev),
+        _ => {}
+    }
+    tgt_dev.dev.handler().task_mgmt_fn_received(mcmd, tgt_dev);
+}
+
+/// Marks the commands of one session that `wanted` picks by LUN. Answers how many.
+fn abort_cmds(
+    mcmd: &Arc<MgmtCmd>,
+    sess: &Arc<Session>,
+    flags: u64,
+    whose: AbortedBy,
+    wanted: impl Fn(u64) -> bool,
+) -> usize {
+    // A snapshot suffices: what comes later is younger than the request.
+    let cmds = sess.cmds.lock().clone();
+    let mut n: usize = 0;
+    for shared in cmds {
+        let Some((generation, _)) = shared.live() else {
+            continue;
+        };
+        if !wanted(shared.lun.load(Ordering::Relaxed)) {
+            continue;
+        }
+        if whose == AbortedBy::ThisNexus && !is_older(mcmd, shared.tgt_sn.load(Ordering::Relaxed)) {
+            continue;
+        }
+        if shared.abort_for(generation, flags, mcmd, whose) {
+            n = n.saturating_add(1);
+            sess.home.reap(CmdRef { shared, generation });
+        }
+    }
+    n
+}
+
+/// Whether a command is older than the request (RFC 1982 arithmetic on the transport's numbers).
+fn is_older(mcmd: &MgmtCmd, tgt_sn: u64) -> bool {
+    let Some(sn) = mcmd.params().cmd_sn else {
+        return true;
+    };
+    let tgt_sn = u32::try_from(tgt_sn & u64::from(u32::MAX)).unwrap_or(0);
+    // The difference as a signed number says which one is behind.
+    let diff = i32::from_ne_bytes(tgt_sn.wrapping_sub(sn).to_ne_bytes());
+    diff < 0
+}
+
+fn abort_task_set(mcmd: &Arc<MgmtCmd>, t: &TgtDev, whose: AbortedBy) -> usize {
+    let Some(sess) = t.session() else { return 0 };
+    let tas = if t.dev.control.tas.load(Ordering::Relaxed) {
+        DEVICE_TAS
+    } else {
+        0
+    };
+    let flags = if whose == AbortedBy::OtherNexus {
+        tas
+    } else {
+        0
+    };
+    abort_cmds(mcmd, &sess, flags, whose, |lun| lun == t.lun)
+}
+
+#[doc(alias = "scst_abort_task")]
+fn abort_task(mcmd: &Arc<MgmtCmd>) {
+    let p = mcmd.params();
+    let sess = mcmd.session();
+    let found = sess.cmds.lock().iter().find_map(|c| {
+        let (generation, _) = c.live()?;
+        let it = c.tag.load(Ordering::Acquire) == p.tag;
+        it.then(|| CmdRef {
+            shared: Arc::clone(c),
+            generation,
+        })
+    });
+    let Some(cmd) = found else {
+        mcmd.set_status(TmStatus::TaskNotExist);
+        return;
+    };
+    let lun = cmd.shared.lun.load(Ordering::Relaxed);
+    if lun != p.lun || !is_older(mcmd, cmd.shared.tgt_sn.load(Ordering::Relaxed)) {
+        mcmd.set_status(TmStatus::Rejected);
+        return;
+    }
+    let whose = AbortedBy::ThisNexus;
+    if !cmd.shared.abort_for(cmd.generation, 0, mcmd, whose) {
+        mcmd.set_status(TmStatus::TaskNotExist);
+        return;
+    }
+    sess.home.reap(cmd);
+    sess.core.take_aborted_init_cmds();
+    if let Some(t) = sess.lookup_tgt_dev(lun) {
+        unblock_aborted(&t.dev);
+        t.dev.handler().task_mgmt_fn_received(mcmd, &t);
+        let _ = mcmd.tgt_dev.set(t);
+    }
+}
+
+#[doc(alias = "scst_clear_task_set")]
+fn clear_task_set(mcmd: &Arc<MgmtCmd>, this: &TgtDev) {
+    abort_task_set(mcmd, this, AbortedBy::ThisNexus);
+    let mut hit = Vec::new();
+    for t in this.dev.tgt_devs() {
+        if !std::ptr::eq(&*t, this) && abort_task_set(mcmd, &t, AbortedBy::OtherNexus) > 0 {
+            hit.push(t);
+        }
+    }
+    unblock_aborted(&this.dev);
+    if !this.dev.control.tas.load(Ordering::Relaxed) {
+        for t in hit {
+            t.check_set_ua(sense::CLEARED_BY_ANOTHER_INI_UA);
+        }
+    }
+}
+
+/// Aborts everything at the logical unit, blocks it until the answer is sent, and tells every nexus by a unit
+/// attention.
+#[doc(alias = "scst_lun_reset")]
+fn lun_reset(mcmd: &Arc<MgmtCmd>, this: &Arc<TgtDev>) {
+    this.dev.block.block(None);
+    mcmd.needs_unblocking.lock().push(Arc::clone(this));
+    reset_device(mcmd, &this.dev);
+}
+
+/// Aborts all commands at a device on behalf of this request and sets the reset unit attention.
+#[doc(alias = "scst_process_reset")]
+fn reset_device(mcmd: &Arc<MgmtCmd>, dev: &Arc<Device>) {
+    for t in dev.tgt_devs() {
+        let same = t.session().is_some_and(|s| Arc::ptr_eq(&s, mcmd.session()));
+        let whose = if same {
+            AbortedBy::ThisNexus
+        } else {
+            AbortedBy::OtherNexus
+        };
+        abort_task_set(mcmd, &t, whose);
+    }
+    unblock_aborted(dev);
+    dev.reset();
+    dev.check_set_ua(sense::RESET_UA, None);
+}
+
+#[doc(alias = "scst_target_reset")]
+fn target_reset(mcmd: &Arc<MgmtCmd>) {
+    let mut seen: Vec<Arc<Device>> = Vec::new();
+    for t in mcmd.session().tgt_devs() {
+        if seen.iter().any(|d| Arc::ptr_eq(d, &t.dev)) {
+            continue;
+        }
+        seen.push(Arc::clone(&t.dev));
+        t.dev.block.block(None);
+        t.dev.handler().task_mgmt_fn_received(mcmd, &t);
+        let dev = Arc::clone(&t.dev);
+        mcmd.needs_unblocking.lock().push(t);
+        reset_device(mcmd, &dev);
+    }
+}
+
+/// Aborts everything of the session and forbids responses: its nexus is gone.
+#[doc(alias = "scst_abort_all_nexus_loss_sess")]
+fn abort_session(mcmd: &Arc<MgmtCmd>) {
+    let sess = mcmd.session();
+    abort_cmds(mcmd, sess, NO_RESP, AbortedBy::ThisNexus, |_| true);
+    sess.core.take_aborted_init_cmds();
+    for t in sess.tgt_devs() {
+        unblock_aborted(&t.dev);
+        t.dev.handler().task_mgmt_fn_received(mcmd, &t);
+    }
+}
+
+/// Sends aborted commands that wait at the device (ordering lists, blocked list) home, where they end.
+#[doc(alias = "scst_unblock_aborted_cmds")]
+fn unblock_aborted(dev: &Arc<Device>) {
+    let blocked = dev.block.take_blocked(|c| c.is_aborted());
+    let mut freed = blocked.taken;
+    freed.extend(blocked.released);
+    freed.extend(dev.order.take_deferred(|c| c.is_aborted()));
+    for t in dev.tgt_devs() {
+        freed.extend(t.order.take_deferred(|c| c.is_aborted()));
+    }
+    for cmd in freed {
+        let home = Arc::clone(&cmd.session().home);
+        home.post(cmd);
+    }
+}
+
+/// SCST_MCMD_STATE_AFFECTED_CMDS_DONE: no command concerned has effects any more.
+#[doc(alias = "scst_mgmt_affected_cmds_done")]
+pub(super) fn affected_cmds_done(mcmd: &Arc<MgmtCmd>) {
+    if let Some(t) = mcmd.tgt_dev.get() {
+        t.dev.handler().task_mgmt_fn_done(mcmd, t);
+    }
+    let template = Arc::clone(mcmd.session().tgt().template());
+    template.task_mgmt_affected_cmds_done(mcmd);
+    mcmd.dec_finish();
+}
+
+/// SCST_MCMD_STATE_DONE: all responses of the nexus that come before the answer are sent.
+#[doc(alias = "scst_mgmt_cmd_send_done")]
+pub(super) fn send_done(mcmd: &Arc<MgmtCmd>) {
+    pr_info!(
+        "TM fn {:?} finished, status {:?}",
+        mcmd.params().function,
+        mcmd.status()
+    );
+    mcmd.session().home.task_mgmt_fn_done(Arc::clone(mcmd));
+    let blocked = std::mem::take(&mut *mcmd.needs_unblocking.lock());
+    for t in blocked {
+        for cmd in t.dev.block.unblock() {
+            let home = Arc::clone(&cmd.session().home);
+            home.post(cmd);
+        }
+    }
+}
