@@ -14,7 +14,7 @@
 //!
 //! - [`machine`](Login): stages, statuses (RFC 7143 6.3, 11.12, 11.13).
 //! - `discovery`: Text, NOP-Out and Logout of a discovery session (RFC 7143 4.3, Appendix C).
-//! - [`auth`]: where an authentication method plugs in.
+//! - [`auth`]: where an authentication method plugs in; [`chap`]: the one there is.
 //! - [`name`]: which characters an iSCSI name may have.
 //!
 //! Limits on a peer that has not logged in yet: [`MAX_LOGIN_PDUS`], [`MAX_LOGIN_TEXT`],
@@ -32,6 +32,7 @@
 )]
 
 pub mod auth;
+pub mod chap;
 mod discovery;
 mod machine;
 pub mod name;
