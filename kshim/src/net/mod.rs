@@ -1,1 +1,23 @@
-//! net
+//! TCP sockets for reactors.
+//!
+//! [`TcpListener`] and [`Socket`] never block, except where a function says so; a reactor watches them through
+//! [`Socket::poll_fd`]. Both are handles of a shared descriptor: a registered socket is closed when it is dropped
+//! *and* its source was removed from the reactor.
+//!
+//! Receiving goes into an [`RxBuf`], many messages per call, from which parsed pieces can be taken without copying; or
+//! straight into a command's pages ([`Socket::recv_into`]). Sending gathers headers and data of many messages in one
+//! call ([`Socket::send_iter`]).
+//!
+//! C headers: `include/linux/net.h` (`kernel_sendmsg`, `kernel_recvmsg`), `include/net/sock.h`.
+
+mod listener;
+mod rxbuf;
+mod send;
+mod socket;
+
+pub use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+pub use listener::{LISTEN_BACKLOG, TcpListener};
+pub use rxbuf::{RX_CHUNK, RxBuf};
+pub use send::{IoPart, MAX_IOV};
+pub use socket::{How, Keepalive, Socket};

@@ -33,3 +33,8 @@ pub(crate) fn spawn_detached(
     let r = std::thread::Builder::new().name(name.to_owned()).spawn(f);
     r.map(drop).map_err(Into::into)
 }
+
+/// A variable of the process's environment, unless it is not there or not text.
+pub(crate) fn env(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
