@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use super::wake::{Door, WakeEntry, WakeList};
 use super::{Cx, MAX_SOURCES, Token};
 use crate::error::Result;
-use crate::sync::Mutex;
+use crate::sync::SpinLock;
 use crate::sys::poll::EventFd;
 
 /// A closure on its way to a reactor.
@@ -31,7 +31,7 @@ pub(super) struct Mailbox {
     bell: EventFd,
     door: CacheLine<Door>,
     wakes: CacheLine<WakeList>,
-    posts: Mutex<Posts>,
+    posts: SpinLock<Posts>,
     nr_posts: AtomicUsize,
     stop: AtomicBool,
     rings: AtomicU64,
@@ -50,7 +50,7 @@ impl Mailbox {
             bell: EventFd::new()?,
             door: CacheLine::default(),
             wakes: CacheLine::default(),
-            posts: Mutex::new(Posts::default()),
+            posts: SpinLock::new(Posts::default()),
             nr_posts: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             rings: AtomicU64::new(0),
