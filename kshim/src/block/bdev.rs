@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bitflags::bitflags;
-use parking_lot::{Condvar, Mutex};
 
 use super::bio::{Bio, BioOp, SubmittedBio};
 use super::engine::HostDisk;
@@ -13,6 +12,7 @@ use super::gendisk::{BlockOps, Disk, lookup};
 use super::limits::QueueLimits;
 use crate::error::{Result, code};
 use crate::page::LentRange;
+use crate::sync::{Completion, SpinLock};
 
 bitflags! {
     /// How a block device is opened.
@@ -210,21 +210,17 @@ impl BlockDevice {
     /// Context: may sleep. Errors: as [`BlockDevice::submit_bio`].
     pub fn submit_bio_wait(&self, mut bio: Bio) -> (Bio, Result) {
         crate::might_sleep!();
-        type Slot = (Mutex<Option<(Bio, Result)>>, Condvar);
-        let slot: Arc<Slot> = Arc::new((Mutex::new(None), Condvar::new()));
+        type Slot = (SpinLock<Option<(Bio, Result)>>, Completion);
+        let slot: Arc<Slot> = Arc::new((SpinLock::new(None), Completion::new()));
         let theirs = Arc::clone(&slot);
         bio.end_io = Some(Arc::new(move |bio: Bio, status: Result| {
             *theirs.0.lock() = Some((bio, status));
-            theirs.1.notify_one();
+            theirs.1.complete();
         }));
         self.submit_bio(bio);
-        let mut done = slot.0.lock();
-        loop {
-            if let Some(r) = done.take() {
-                return r;
-            }
-            slot.1.wait(&mut done);
-        }
+        slot.1.wait_for_completion();
+        let done = slot.0.lock().take();
+        done.expect("stored before the completion")
     }
 }
 

@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-
-use parking_lot::{Condvar, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::bdev::BlkMode;
 use super::bio::SubmittedBio;
 use super::limits::QueueLimits;
 use crate::error::{Result, code};
 use crate::page::LentRange;
+use crate::percpu::PercpuCounter;
+use crate::sync::{CondVar, SpinLock};
 
 /// The driver's side of a disk.
 ///
@@ -78,12 +78,12 @@ struct Openers {
 pub(super) struct Disk {
     pub(super) path: String,
     pub(super) ops: Arc<dyn BlockOps>,
-    openers: Mutex<Openers>,
+    openers: SpinLock<Openers>,
     dead: AtomicBool,
     /// Bios between submit and end.
-    inflight: AtomicI64,
-    drained: Condvar,
-    drain_lock: Mutex<()>,
+    inflight: PercpuCounter,
+    drained: CondVar,
+    drain_lock: SpinLock<()>,
 }
 
 impl Disk {
@@ -91,11 +91,11 @@ impl Disk {
         Arc::new(Disk {
             path,
             ops,
-            openers: Mutex::new(Openers::default()),
+            openers: SpinLock::new(Openers::default()),
             dead: AtomicBool::new(false),
-            inflight: AtomicI64::new(0),
-            drained: Condvar::new(),
-            drain_lock: Mutex::new(()),
+            inflight: PercpuCounter::new(),
+            drained: CondVar::new(),
+            drain_lock: SpinLock::new(()),
         })
     }
 
@@ -129,9 +129,10 @@ impl Disk {
 
     /// Counts a bio in; `ENODEV`: the disk is going away.
     ///
-    /// The counter and the flag are accessed in one total order: either the remover sees the count, or we see the flag.
+    /// The counter and the flag are accessed in one total order: either the remover sees the count, or we see the flag. Once
+    /// the flag is set the counter only falls (but for short attempts, undone on the same thread), so that a sum of 0 is true.
     pub(super) fn enter(&self) -> Result {
-        self.inflight.fetch_add(1, Ordering::SeqCst);
+        self.inflight.inc();
         if self.dead.load(Ordering::SeqCst) {
             self.exit();
             return Err(code::ENODEV);
@@ -141,8 +142,7 @@ impl Disk {
 
     /// Counts a bio out.
     pub(super) fn exit(&self) {
-        let before = self.inflight.fetch_sub(1, Ordering::SeqCst);
-        debug_assert!(before > 0);
+        self.inflight.dec();
         if self.dead.load(Ordering::SeqCst) {
             drop(self.drain_lock.lock());
             self.drained.notify_all();
@@ -153,13 +153,13 @@ impl Disk {
     fn kill(&self) {
         self.dead.store(true, Ordering::SeqCst);
         let mut g = self.drain_lock.lock();
-        while self.inflight.load(Ordering::SeqCst) != 0 {
+        while self.inflight.sum() != 0 {
             self.drained.wait(&mut g);
         }
     }
 }
 
-static DISKS: Mutex<BTreeMap<String, Arc<Disk>>> = Mutex::new(BTreeMap::new());
+static DISKS: SpinLock<BTreeMap<String, Arc<Disk>>> = SpinLock::new(BTreeMap::new());
 
 /// Finds a registered disk.
 pub(super) fn lookup(path: &str) -> Option<Arc<Disk>> {

@@ -16,10 +16,9 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
-use parking_lot::Mutex;
-
 use super::PAGE_SIZE;
 use crate::error::{Result, code};
+use crate::sync::SpinLock;
 use crate::sys::linux::mem::Mapping;
 use crate::sys::linux::proc::host_page_size;
 
@@ -195,7 +194,7 @@ fn strip(spans: &BTreeMap<usize, Mapping>, b: &Block) -> bool {
 
 /// The magazines of one thread.
 struct ThreadCache {
-    magazines: Mutex<[Stack; NR_CLASSES]>,
+    magazines: SpinLock<[Stack; NR_CLASSES]>,
 }
 
 impl ThreadCache {
@@ -278,8 +277,8 @@ enum Purge {
 }
 
 struct Global {
-    depots: [Mutex<Depot>; NR_CLASSES],
-    threads: Mutex<Vec<Weak<ThreadCache>>>,
+    depots: [SpinLock<Depot>; NR_CLASSES],
+    threads: SpinLock<Vec<Weak<ThreadCache>>>,
     mapped: AtomicUsize,
     limit: AtomicUsize,
 }
@@ -337,8 +336,8 @@ impl Global {
 fn global() -> &'static Global {
     static GLOBAL: OnceLock<Global> = OnceLock::new();
     GLOBAL.get_or_init(|| Global {
-        depots: std::array::from_fn(|_| Mutex::new(Depot::default())),
-        threads: Mutex::new(Vec::new()),
+        depots: std::array::from_fn(|_| SpinLock::new(Depot::default())),
+        threads: SpinLock::new(Vec::new()),
         mapped: AtomicUsize::new(0),
         limit: AtomicUsize::new(usize::MAX),
     })
@@ -349,7 +348,7 @@ struct CacheHandle(Arc<ThreadCache>);
 
 impl CacheHandle {
     fn new() -> CacheHandle {
-        let magazines = Mutex::new(std::array::from_fn(|_| Stack::default()));
+        let magazines = SpinLock::new(std::array::from_fn(|_| Stack::default()));
         let cache = Arc::new(ThreadCache { magazines });
         global().threads.lock().push(Arc::downgrade(&cache));
         CacheHandle(cache)
@@ -485,8 +484,8 @@ mod tests {
 
     fn private_pool() -> Global {
         Global {
-            depots: std::array::from_fn(|_| Mutex::new(Depot::default())),
-            threads: Mutex::new(Vec::new()),
+            depots: std::array::from_fn(|_| SpinLock::new(Depot::default())),
+            threads: SpinLock::new(Vec::new()),
             mapped: AtomicUsize::new(0),
             limit: AtomicUsize::new(usize::MAX),
         }
@@ -494,7 +493,7 @@ mod tests {
 
     fn private_cache(pool: &Global) -> Arc<ThreadCache> {
         let c = Arc::new(ThreadCache {
-            magazines: Mutex::new(std::array::from_fn(|_| Stack::default())),
+            magazines: SpinLock::new(std::array::from_fn(|_| Stack::default())),
         });
         pool.threads.lock().push(Arc::downgrade(&c));
         c

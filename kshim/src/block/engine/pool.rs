@@ -4,9 +4,8 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex};
-
-use crate::sys::linux::proc::spawn_detached;
+use crate::kthread;
+use crate::sync::{CondVar, SpinLock};
 
 /// A piece of work.
 type Job = Box<dyn FnOnce() + Send>;
@@ -24,8 +23,8 @@ struct State {
 
 #[derive(Default)]
 struct Shared {
-    state: Mutex<State>,
-    wake: Condvar,
+    state: SpinLock<State>,
+    wake: CondVar,
 }
 
 /// A pool of threads for a block driver's bios that may block, started when needed. They end when the pool is dropped and
@@ -62,8 +61,11 @@ impl BlockWorkers {
         st.jobs.push_back(job);
         if st.idle < st.jobs.len() && st.workers < MAX_WORKERS {
             let shared = Arc::clone(&self.0);
-            match spawn_detached("kblockd", move || shared.work()) {
-                Ok(()) => st.workers += 1,
+            match kthread::run("kblockd", move |_| shared.work()) {
+                Ok(thread) => {
+                    thread.detach();
+                    st.workers += 1;
+                }
                 Err(e) => {
                     crate::pr_err_ratelimited!("no thread for block I/O: {e}");
                     if st.workers == 0 {

@@ -20,20 +20,6 @@ pub(crate) fn coarse_ms() -> u64 {
     secs.saturating_mul(1000).saturating_add(ms)
 }
 
-/// Starts a thread that nobody joins.
-pub(crate) fn spawn_detached(
-    name: &str,
-    f: impl FnOnce() + Send + 'static,
-) -> crate::error::Result {
-    #[allow(
-        clippy::disallowed_methods,
-        clippy::disallowed_types,
-        reason = "this is the door"
-    )]
-    let r = std::thread::Builder::new().name(name.to_owned()).spawn(f);
-    r.map(drop).map_err(Into::into)
-}
-
 /// A variable of the process's environment, unless it is not there or not text.
 pub(crate) fn env(name: &str) -> Option<String> {
     std::env::var(name).ok()
