@@ -301,6 +301,44 @@ impl Default for TgtParams {
     }
 }
 
+impl TgtParams {
+    /// The parameter of a name in [`TARGET_KEYS`].
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<u32> {
+        self.clone().field(name).copied()
+    }
+
+    /// Sets the parameter of a name in [`TARGET_KEYS`] from text; `:default:` stands for its default. False, and
+    /// nothing changed, when there is no such parameter or the value is outside its range.
+    pub fn set_text(&mut self, name: &str, text: &str) -> bool {
+        let Some(info) = TARGET_KEYS.iter().find(|info| info.name == name) else {
+            return false;
+        };
+        let value = match text {
+            ":default:" => info.default,
+            _ => parse_number(text),
+        };
+        match self.field(name) {
+            Some(field) if (info.min..=info.max).contains(&value) => {
+                *field = value;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn field(&mut self, name: &str) -> Option<&mut u32> {
+        match name {
+            "QueuedCommands" => Some(&mut self.queued_commands),
+            "RspTimeout" => Some(&mut self.rsp_timeout),
+            "NopInInterval" => Some(&mut self.nop_in_interval),
+            "NopInTimeout" => Some(&mut self.nop_in_timeout),
+            "MaxSessions" => Some(&mut self.max_sessions),
+            _ => None,
+        }
+    }
+}
+
 /// One row of [`TARGET_KEYS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TargetKeyInfo {
@@ -515,7 +553,17 @@ mod tests {
         assert_eq!(values.text(SessionKey::FirstBurstLength), "131072");
         assert!(values.set_text(SessionKey::FirstBurstLength, ":default:"));
         assert_eq!(values, KeyValues::default());
-        assert_eq!(TgtParams::default().queued_commands, 32);
+
+        let mut params = TgtParams::default();
+        for info in TARGET_KEYS {
+            assert_eq!(params.get(info.name), Some(info.default));
+            assert!(params.set_text(info.name, &info.max.to_string()));
+            assert!(!params.set_text(info.name, &(u64::from(info.max) + 1).to_string()));
+            assert_eq!(params.get(info.name), Some(info.max));
+            assert!(params.set_text(info.name, ":default:"));
+        }
+        assert_eq!(params, TgtParams::default());
+        assert!(!params.set_text("Foo", "1") && params.get("Foo").is_none());
     }
 
     proptest! {

@@ -456,7 +456,7 @@ fn login_text() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(1024))]
     #[test]
     fn nothing_a_peer_sends_panics_or_grows(
         pdus in proptest::collection::vec((any::<[u8; 16]>(), any::<[u8; 32]>(), login_text(), 0u8..8), 1..24),

@@ -1,7 +1,7 @@
 //! The login phase: stages, keys and statuses of one connection.
 
 use super::auth::{AuthStep, Authenticator};
-use super::discovery::Discovery;
+use super::exchange::{TextExchange, TextScope};
 use super::{
     LoginEnv, LoginResult, MAX_LOGIN_PDUS, MAX_LOGIN_TEXT, Next, Outcome, PduTooLong, RedirectKind,
     Reinstatement, Response, ServiceState, SessionState, SessionType, TargetInfo, name,
@@ -146,7 +146,8 @@ pub struct Login<T> {
     partial: Option<(LoginStage, Vec<u8>)>,
     /// The last response and the result, while the session is being created.
     pending: Option<Box<Pending<T>>>,
-    discovery: Discovery,
+    /// Text of a discovery session.
+    text: TextExchange,
 }
 
 #[derive(Debug)]
@@ -178,7 +179,7 @@ impl<T> Default for Login<T> {
             pdus: 0,
             partial: None,
             pending: None,
-            discovery: Discovery::default(),
+            text: TextExchange::default(),
         }
     }
 }
@@ -685,7 +686,7 @@ impl<T: Clone> Login<T> {
         let params = self.negotiation.finish();
         let Some(target) = self.target.clone() else {
             response.tsih = DISCOVERY_TSIH.into();
-            self.discovery = Discovery::new(params.max_xmit_data_segment_length);
+            self.text = TextExchange::new(params.max_xmit_data_segment_length);
             self.state = State::Discovery;
             return Outcome::go_on(self.accept(response, text));
         };
@@ -764,7 +765,7 @@ impl<T: Clone> Login<T> {
         match bhs.request() {
             Request::Text(request) => {
                 let list = |name: Option<&str>| env.list_targets(name, &self.initiator);
-                match self.discovery.text(request, data, list) {
+                match self.text.receive(request, data, TextScope::Discovery, list) {
                     Ok((mut response, text)) => {
                         let (stat_sn, exp_cmd_sn, max_cmd_sn) = self.take_sns();
                         response.set_sns(stat_sn, exp_cmd_sn, max_cmd_sn);
@@ -773,17 +774,19 @@ impl<T: Clone> Login<T> {
                     Err(reason) => Outcome::go_on(self.reject(bhs, reason)),
                 }
             }
-            Request::NopOut(request) => match self.discovery.nop(request, data) {
-                Some((mut response, ping)) => {
-                    let (stat_sn, exp_cmd_sn, max_cmd_sn) = self.take_sns();
-                    response.set_sns(stat_sn, exp_cmd_sn, max_cmd_sn);
-                    Outcome::go_on(Response::new(response.as_bhs(), ping))
+            Request::NopOut(request) => {
+                match super::discovery::nop(request, data, self.text.max_xmit()) {
+                    Some((mut response, ping)) => {
+                        let (stat_sn, exp_cmd_sn, max_cmd_sn) = self.take_sns();
+                        response.set_sns(stat_sn, exp_cmd_sn, max_cmd_sn);
+                        Outcome::go_on(Response::new(response.as_bhs(), ping))
+                    }
+                    None => Outcome {
+                        response: None,
+                        next: Next::Continue,
+                    },
                 }
-                None => Outcome {
-                    response: None,
-                    next: Next::Continue,
-                },
-            },
+            }
             Request::Logout(request) => {
                 let mut response = super::discovery::logout(request);
                 let (stat_sn, exp_cmd_sn, max_cmd_sn) = self.take_sns();

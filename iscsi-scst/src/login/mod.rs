@@ -13,7 +13,8 @@
 //! ```
 //!
 //! - [`machine`](Login): stages, statuses (RFC 7143 6.3, 11.12, 11.13).
-//! - `discovery`: Text, NOP-Out and Logout of a discovery session (RFC 7143 4.3, Appendix C).
+//! - `discovery`: NOP-Out and Logout of a discovery session (RFC 7143 4.3).
+//! - [`TextExchange`]: SendTargets (RFC 7143 Appendix C), and Text in normal sessions.
 //! - [`auth`]: where an authentication method plugs in; [`chap`]: the one there is.
 //! - [`name`]: which characters an iSCSI name may have.
 //!
@@ -34,9 +35,11 @@
 pub mod auth;
 pub mod chap;
 mod discovery;
+mod exchange;
 mod machine;
 pub mod name;
 
+pub use exchange::{TextExchange, TextScope};
 pub use machine::Login;
 
 use crate::param::{KeyValues, SessParams};
