@@ -419,6 +419,7 @@ crate::build_bug_on!(FILL_CHUNK > PAGE_SIZE);
 mod tests {
     use super::*;
     use crate::fs::OpenOptions;
+    use crate::kthread;
 
     fn temp_file(len: u64) -> (tempfile::NamedTempFile, File) {
         let t = tempfile::NamedTempFile::new().unwrap();
@@ -464,7 +465,7 @@ mod tests {
         exercise(&m);
         m.copy_in(3, b"abc").unwrap();
         assert_eq!(
-            &std::fs::read(t.path()).unwrap()[..8],
+            &crate::fs::read(t.path(), 1 << 20).unwrap()[..8],
             b"\x07\x07\x07abc\x07\x07"
         );
         assert!(!m.can_lend());
@@ -521,18 +522,20 @@ mod tests {
     #[test]
     fn readers_and_writers_at_once() {
         let m = LentMem::anonymous(1 << 16).unwrap();
-        std::thread::scope(|s| {
-            for i in 0..4u8 {
+        let threads: Vec<_> = (0..4u8)
+            .map(|i| {
                 let m = m.clone();
-                s.spawn(move || {
+                kthread::run("lent", move |_| {
                     let mut b = vec![0; 4096];
                     for _ in 0..2000 {
                         m.fill(4096, 4096, i).unwrap();
                         m.copy_out(4096, &mut b).unwrap();
                         assert!(b.iter().all(|&x| x < 4));
                     }
-                });
-            }
-        });
+                })
+                .unwrap()
+            })
+            .collect();
+        threads.into_iter().for_each(kthread::Kthread::join);
     }
 }

@@ -208,7 +208,10 @@ impl fmt::Debug for RxSlice {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+    use crate::kthread;
 
     #[test]
     fn slices_outlive_and_pin_the_chunk() {
@@ -238,13 +241,22 @@ mod tests {
     fn a_reader_elsewhere_sees_its_bytes_while_the_tail_fills() {
         let mut c = RxChunk::alloc(1 << 20).unwrap();
         let mut readers = Vec::new();
+        let good = Arc::new(AtomicUsize::new(0));
         for i in 0..64u8 {
             let at = c.len();
             c.spare_mut()[..1000].fill(i);
             c.advance(1000).unwrap();
             let s = c.slice(at..at + 1000).unwrap();
-            readers.push(std::thread::spawn(move || s.iter().all(|&b| b == i)));
+            let good = Arc::clone(&good);
+            readers.push(
+                kthread::run("rx", move |_| {
+                    assert!(s.iter().all(|&b| b == i));
+                    good.fetch_add(1, Ordering::Relaxed);
+                })
+                .unwrap(),
+            );
         }
-        assert!(readers.into_iter().all(|r| r.join().unwrap()));
+        readers.into_iter().for_each(kthread::Kthread::join);
+        assert_eq!(good.load(Ordering::Relaxed), 64);
     }
 }

@@ -274,7 +274,6 @@ pub(crate) fn unlink(path: &Path) -> Result {
 
 /// Makes a directory and those above it.
 pub(crate) fn create_dir_all(path: &Path) -> Result {
-    #[allow(clippy::disallowed_methods, reason = "this is the door")]
     std::fs::create_dir_all(path).map_err(Error::from)
 }
 
@@ -287,7 +286,6 @@ pub(crate) fn sync_dir(path: &Path) -> Result {
 
 /// The absolute path with all links resolved.
 pub(crate) fn canonicalize(path: &Path) -> Result<std::path::PathBuf> {
-    #[allow(clippy::disallowed_methods, reason = "this is the door")]
     std::fs::canonicalize(path).map_err(Error::from)
 }
 
@@ -355,7 +353,6 @@ fn queue_attr(dev: u64, name: &str) -> Option<String> {
     let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
     let base = format!("/sys/dev/block/{major}:{minor}");
     for dir in ["queue", "../queue"] {
-        #[allow(clippy::disallowed_methods, reason = "this is the door")]
         if let Ok(s) = std::fs::read_to_string(format!("{base}/{dir}/{name}")) {
             return Some(s.trim().to_owned());
         }

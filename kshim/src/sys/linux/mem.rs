@@ -77,8 +77,9 @@ impl Mapping {
         }
         if tail > 0 {
             // SAFETY: `head + len < padded`: inside the mapping.
+            let end = unsafe { start.add(len) };
             drop(Mapping {
-                ptr: unsafe { start.add(len) },
+                ptr: end,
                 len: tail,
             });
         }
