@@ -9,7 +9,8 @@
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects,
     clippy::cast_possible_truncation,
-    reason = "only const evaluation indexes here: a mistake fails the build"
+    clippy::panic,
+    reason = "only const evaluation happens here: a mistake fails the build"
 )]
 
 use super::{CdbFlags, Form, OpDesc};
