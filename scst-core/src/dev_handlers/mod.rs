@@ -1,1 +1,7 @@
-//! Device handlers.
+//! Device handlers: what executes commands behind a logical unit.
+//!
+//! [`vdisk`] has the virtual disks on a file (`vdisk_fileio`), on a block device (`vdisk_blockio`) and on nothing
+//! (`vdisk_nullio`). [`rsoc`] answers REPORT SUPPORTED OPERATION CODES and TASK MANAGEMENT FUNCTIONS for them.
+
+pub mod rsoc;
+pub mod vdisk;

@@ -1,0 +1,169 @@
+//! The data of a file device: cached reads and buffered writes inline, the rest on threads.
+//!
+//! C source: `fileio_exec_read`, `fileio_exec_write`, `__vdisk_fsync_fileio` of `scst/src/dev_handlers/scst_vdisk.c`
+
+use super::VdiskParams;
+use super::breaker::Breaker;
+use kshim::error::{Result, code};
+use kshim::fs::{File, KiocbFlags, OpenOptions};
+use kshim::scatterlist::SGTable;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Larger transfers are never done on a reactor, however fast the file is: others wait meanwhile.
+const INLINE_MAX: usize = 1024 * 1024;
+
+/// An open file.
+#[derive(Debug)]
+pub(super) struct FileStore {
+    file: File,
+    size_at_open: u64,
+    breaker: Breaker,
+    /// Flushes that failed. The host tells a failed write-back once, to whoever asks first; others that were
+    /// flushing at the same time learn it from here.
+    flush_failures: AtomicU64,
+    /// A flush for which no command waited has failed: the next one that somebody waits for says so.
+    unreported_failure: AtomicBool,
+}
+
+/// What became of an attempt to do I/O without sleeping.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Inline {
+    /// Done, one way or the other.
+    Done(Result),
+    /// It takes a thread.
+    WouldBlock,
+}
+
+impl FileStore {
+    /// Opens the file. Context: may sleep.
+    pub(super) fn open(path: &Path, p: &VdiskParams) -> Result<Self> {
+        let options = OpenOptions::new()
+            .read_only(p.read_only)
+            .direct(p.o_direct)
+            .dsync(p.write_through && !p.nv_cache);
+        let file = File::open(path, &options)?;
+        let size_at_open = file.size()?;
+        Ok(Self {
+            file,
+            size_at_open,
+            breaker: Breaker::default(),
+            flush_failures: AtomicU64::new(0),
+            unreported_failure: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn size_at_open(&self) -> u64 {
+        self.size_at_open
+    }
+
+    pub(super) fn size(&self) -> Result<u64> {
+        self.file.size()
+    }
+
+    pub(super) fn dio_align(&self) -> u32 {
+        u32::try_from(self.file.dio_align()).unwrap_or(u32::MAX)
+    }
+
+    /// O_DIRECT writes leave nothing in the page cache. The device's own cache is the user's business then, as in
+    /// SCST.
+    pub(super) fn is_direct(&self) -> bool {
+        self.file.is_direct()
+    }
+
+    /// Whether a transfer may be tried on a reactor at all.
+    #[inline]
+    fn inline_wanted(&self, len: usize) -> bool {
+        len <= INLINE_MAX && !self.file.is_direct()
+    }
+
+    /// Reads if that needs no waiting: from the page cache where the file system can tell, else (memory file systems)
+    /// simply, as long as that is fast. Context: reactor.
+    #[inline]
+    pub(super) fn read_inline(&self, pos: u64, sg: &mut SGTable, len: usize) -> Inline {
+        if !self.inline_wanted(len) {
+            return Inline::WouldBlock;
+        }
+        let r = if self.file.supports_nowait_read() {
+            self.file.read_sg(sg, 0, len, pos, KiocbFlags::NOWAIT)
+        } else if self.breaker.is_open() {
+            return Inline::WouldBlock;
+        } else {
+            self.breaker
+                .watch(|| self.file.read_sg(sg, 0, len, pos, KiocbFlags::empty()))
+        };
+        match r {
+            Ok(n) if n == len => Inline::Done(Ok(())),
+            // Short: the rest is not cached, or the file has become shorter; a thread finds out.
+            Ok(_) | Err(code::EAGAIN | code::EOPNOTSUPP) => Inline::WouldBlock,
+            Err(e) => Inline::Done(Err(e)),
+        }
+    }
+
+    /// Writes into the page cache, as long as that is fast. Context: reactor.
+    #[inline]
+    pub(super) fn write_inline(&self, pos: u64, sg: &SGTable, len: usize) -> Inline {
+        if !self.inline_wanted(len) || self.breaker.is_open() {
+            return Inline::WouldBlock;
+        }
+        let write = || self.file.write_sg(sg, 0, len, pos, KiocbFlags::empty());
+        Inline::Done(self.breaker.watch(write).and_then(|n| whole(n, len)))
+    }
+
+    pub(super) fn read_sync(&self, pos: u64, sg: &mut SGTable, len: usize) -> Result {
+        let n = self.file.read_sg(sg, 0, len, pos, KiocbFlags::empty())?;
+        whole(n, len)
+    }
+
+    pub(super) fn write_sync(&self, pos: u64, sg: &SGTable, len: usize, durable: bool) -> Result {
+        let flags = if durable {
+            KiocbFlags::DSYNC
+        } else {
+            KiocbFlags::empty()
+        };
+        match self.file.write_sg(sg, 0, len, pos, flags) {
+            Ok(n) => whole(n, len),
+            Err(code::EOPNOTSUPP) if durable => {
+                let n = self.file.write_sg(sg, 0, len, pos, KiocbFlags::empty())?;
+                whole(n, len)?;
+                self.flush()
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Flushes, and fails also for a failure that overlapped or that nobody has heard of.
+    pub(super) fn flush(&self) -> Result {
+        let before = self.flush_failures.load(Ordering::SeqCst);
+        if let Err(e) = self.file.fdatasync() {
+            self.flush_failures.fetch_add(1, Ordering::SeqCst);
+            return Err(e);
+        }
+        let unreported = self.unreported_failure.swap(false, Ordering::SeqCst);
+        if unreported || self.flush_failures.load(Ordering::SeqCst) != before {
+            return Err(code::EIO);
+        }
+        Ok(())
+    }
+
+    /// A flush for which nobody waits (IMMED): a failure is kept for the next one.
+    pub(super) fn flush_in_background(&self) {
+        if let Err(e) = self.flush() {
+            kshim::pr_err!("{}: flush failed: {e}", self.file.path().display());
+            self.unreported_failure.store(true, Ordering::SeqCst);
+        }
+    }
+
+    pub(super) fn punch_hole(&self, pos: u64, len: u64) -> Result {
+        self.file.punch_hole(pos, len)
+    }
+
+    pub(super) fn zero_range(&self, pos: u64, len: u64) -> Result {
+        self.file.zero_range(pos, len)
+    }
+}
+
+/// A short transfer that is not an error of the host: the file ends there.
+fn whole(n: usize, len: usize) -> Result {
+    if n == len { Ok(()) } else { Err(code::EIO) }
+}

@@ -1,0 +1,485 @@
+//! A virtual disk as the core sees it: parsing, buffers, execution.
+
+use super::fileio::Inline;
+use super::medium::Medium;
+use super::mode::ControlBits;
+use super::reply::{Fault, Reply};
+use super::store::{Outcome, Store, read_outcome, write_outcome};
+use super::{PortInfo, Vdisk};
+use crate::cdb::{self, CdbFlags, opcodes as op};
+use crate::cmd::{Cmd, ExecRes};
+use crate::core::cmd_done;
+use crate::dev_handlers::rsoc;
+use crate::dev_type::{BufAlloc, DevHandler, ExecContext};
+use crate::device::{ControlMode, Device};
+use crate::sense::{self, SenseExtra};
+use crate::tgt_dev::TgtDev;
+use kshim::block::{BioOp, ReqFlags};
+use kshim::error::Result;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// FUA in byte 1 of WRITE(10), (12) and (16).
+const FUA: u8 = 0x08;
+/// BYTCHK=01b in byte 1 of VERIFY and WRITE AND VERIFY.
+const BYTCHK: u8 = 0x02;
+/// IMMED in byte 1 of SYNCHRONIZE CACHE.
+const IMMED: u8 = 0x02;
+
+/// Ends a command with what went wrong.
+pub(super) fn apply(cmd: &mut Cmd, outcome: Outcome) {
+    match outcome {
+        Outcome::Busy => cmd.set_busy(),
+        Outcome::Fault(Fault { sense, extra }) => match extra {
+            SenseExtra::FieldInCdb { byte, bit } => cmd.set_invalid_field_in_cdb(byte, bit),
+            SenseExtra::FieldInParms { byte, bit } => cmd.set_invalid_field_in_parm_list(byte, bit),
+            extra => cmd.set_sense_extra(sense, extra),
+        },
+    }
+}
+
+/// The control page as the device has it now.
+fn control_bits(c: &ControlMode) -> ControlBits {
+    ControlBits {
+        tst: c.tst.load(Ordering::Relaxed),
+        tmf_only: c.tmf_only.load(Ordering::Relaxed),
+        dpicz: c.dpicz.load(Ordering::Relaxed),
+        d_sense: c.d_sense.load(Ordering::Relaxed),
+        queue_alg: c.queue_alg.load(Ordering::Relaxed),
+        qerr: c.qerr.load(Ordering::Relaxed),
+        swp: c.swp.load(Ordering::Relaxed),
+        tas: c.tas.load(Ordering::Relaxed),
+    }
+}
+
+/// What INQUIRY tells of the command's port.
+fn port_info(cmd: &Cmd) -> PortInfo {
+    let tgt = cmd.session().tgt();
+    PortInfo {
+        rel_tgt_id: tgt.rel_tgt_id.load(Ordering::Relaxed),
+        scsi_transport_version: tgt.template().scsi_transport_version(),
+        phys_transport_version: tgt.template().phys_transport_version(),
+    }
+}
+
+fn usize_of(n: u32) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}
+
+impl DevHandler for Vdisk {
+    fn name(&self) -> &'static str {
+        self.kind().handler_name()
+    }
+
+    fn type_code(&self) -> u8 {
+        self.features().type_code
+    }
+
+    fn block_shift(&self) -> u8 {
+        Vdisk::block_shift(self)
+    }
+
+    fn threads_num(&self) -> i32 {
+        self.threads_num
+    }
+
+    fn attach(&self, dev: &Arc<Device>) -> Result {
+        dev.control.tst.store(self.tst, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn attach_tgt(&self, tgt_dev: &TgtDev) -> Result {
+        if self.read_only {
+            tgt_dev.rd_only.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn parse(&self, cmd: &mut Cmd) {
+        let Some(info) = cmd.info() else {
+            cmd.set_sense(sense::INVALID_OPCODE);
+            return;
+        };
+        if let Err(s) = cdb::sbc_generic_parse(info, Vdisk::block_shift(self)) {
+            cmd.set_sense(s);
+            return;
+        }
+        // As in SCST, a file device refuses here what is out of range, the others when they execute (that is, after
+        // unit attentions and reservation conflicts).
+        if matches!(self.store, Store::File(_)) && self.position(cmd).is_none() {
+            cmd.set_sense(sense::BLOCK_OUT_RANGE);
+        }
+    }
+
+    #[inline]
+    fn alloc_data_buf(&self, cmd: &mut Cmd) -> BufAlloc {
+        if !matches!(
+            cmd.cdb_byte(0),
+            op::READ_10 | op::READ_16 | op::READ_6 | op::READ_12
+        ) {
+            return BufAlloc::Default;
+        }
+        let len = usize_of(cmd.bufflen());
+        let pushed = match &self.store {
+            Store::Null => {
+                cmd.sg_mut().clear();
+                cmd.sg_mut().push_zeroes(len)
+            }
+            Store::Block(b) => {
+                let lent = self.position(cmd).and_then(|pos| b.lend(pos, len));
+                let Some(range) = lent else {
+                    return BufAlloc::Default;
+                };
+                cmd.sg_mut().clear();
+                cmd.sg_mut().push_lent(range)
+            }
+            Store::Closed | Store::File(_) => return BufAlloc::Default,
+        };
+        if pushed.is_ok() {
+            BufAlloc::Done
+        } else {
+            cmd.sg_mut().clear();
+            BufAlloc::Default
+        }
+    }
+
+    #[inline]
+    fn exec(&self, cmd: Box<Cmd>, cx: ExecContext) -> ExecRes {
+        match cmd.cdb_byte(0) {
+            op::READ_10 | op::READ_16 | op::READ_6 | op::READ_12 => self.exec_read(cmd, cx),
+            op::WRITE_10 | op::WRITE_16 | op::WRITE_6 | op::WRITE_12 => self.exec_write(cmd, cx),
+            _ => self.exec_other(cmd, cx),
+        }
+    }
+}
+
+impl Vdisk {
+    /// Byte position of the command's first block; `None` when it goes beyond the end of the device.
+    #[inline]
+    fn position(&self, cmd: &Cmd) -> Option<u64> {
+        if cmd
+            .info()
+            .is_some_and(|i| i.flags.contains(CdbFlags::LBA_NOT_VALID))
+        {
+            return Some(0);
+        }
+        let shift = u32::from(Vdisk::block_shift(self));
+        let pos = cmd
+            .lba()
+            .checked_shl(shift)
+            .filter(|p| p.checked_shr(shift) == Some(cmd.lba()))?;
+        let end = pos.checked_add(cmd.data_len())?;
+        (end <= self.size_bytes()).then_some(pos)
+    }
+
+    /// How much of the data-out that the CDB asks for has come, in whole blocks.
+    #[inline]
+    fn data_out_len(&self, cmd: &Cmd) -> usize {
+        let n = usize_of(cmd.write_len().min(cmd.bufflen())).min(cmd.sg().len());
+        let block = 1usize
+            .checked_shl(u32::from(Vdisk::block_shift(self)))
+            .unwrap_or(1);
+        n.saturating_sub(n & block.saturating_sub(1))
+    }
+
+    #[inline]
+    fn exec_read(&self, mut cmd: Box<Cmd>, cx: ExecContext) -> ExecRes {
+        let Some(pos) = self.position(&cmd) else {
+            cmd.set_sense(sense::BLOCK_OUT_RANGE);
+            return ExecRes::Completed(cmd);
+        };
+        let len = usize_of(cmd.bufflen());
+        if len == 0 {
+            return ExecRes::Completed(cmd);
+        }
+        match &self.store {
+            Store::File(f) => {
+                let r = match cx {
+                    ExecContext::Atomic => match f.read_inline(pos, cmd.sg_mut(), len) {
+                        Inline::Done(r) => r,
+                        Inline::WouldBlock => return ExecRes::NeedThread(cmd),
+                    },
+                    ExecContext::Thread => f.read_sync(pos, cmd.sg_mut(), len),
+                };
+                if let Err(e) = r {
+                    kshim::pr_err_ratelimited!("{}: read at {pos} failed: {e}", self.name());
+                    apply(&mut cmd, read_outcome(e));
+                }
+            }
+            // What was lent is the answer.
+            Store::Block(_) if cmd.sg().has_lent() => {}
+            Store::Block(b) => return b.submit(cmd, BioOp::Read, pos, len, ReqFlags::empty()),
+            // Zeros were lent; a buffer that somebody else allocated has to be filled.
+            Store::Null => {
+                let _ = cmd.sg_mut().fill(0, len, 0);
+            }
+            Store::Closed => cmd.set_sense(sense::NOT_READY),
+        }
+        ExecRes::Completed(cmd)
+    }
+
+    #[inline]
+    fn exec_write(&self, mut cmd: Box<Cmd>, cx: ExecContext) -> ExecRes {
+        let Some(pos) = self.position(&cmd) else {
+            cmd.set_sense(sense::BLOCK_OUT_RANGE);
+            return ExecRes::Completed(cmd);
+        };
+        let len = self.data_out_len(&cmd);
+        if len == 0 {
+            return ExecRes::Completed(cmd);
+        }
+        let durable = self.wants_durable(&cmd);
+        match &self.store {
+            Store::File(f) => {
+                let r = match cx {
+                    ExecContext::Atomic if durable => return ExecRes::NeedThread(cmd),
+                    ExecContext::Atomic => match f.write_inline(pos, cmd.sg(), len) {
+                        Inline::Done(r) => r,
+                        Inline::WouldBlock => return ExecRes::NeedThread(cmd),
+                    },
+                    ExecContext::Thread => f.write_sync(pos, cmd.sg(), len, durable),
+                };
+                if let Err(e) = r {
+                    kshim::pr_err_ratelimited!("{}: write at {pos} failed: {e}", self.name());
+                    apply(&mut cmd, write_outcome(e));
+                }
+            }
+            Store::Block(b) => {
+                let fua = if durable {
+                    ReqFlags::FUA
+                } else {
+                    ReqFlags::empty()
+                };
+                return b.submit(cmd, BioOp::Write, pos, len, fua);
+            }
+            Store::Null => {}
+            Store::Closed => cmd.set_sense(sense::NOT_READY),
+        }
+        ExecRes::Completed(cmd)
+    }
+
+    /// FUA, or a device without a volatile cache.
+    #[inline]
+    fn wants_durable(&self, cmd: &Cmd) -> bool {
+        let fua = cmd.cdb_byte(0) != op::WRITE_6 && cmd.cdb_byte(1) & FUA != 0;
+        self.is_write_through() || fua && self.needs_flush()
+    }
+
+    /// Everything but plain reads and writes.
+    fn exec_other(&self, mut cmd: Box<Cmd>, cx: ExecContext) -> ExecRes {
+        let Some(pos) = self.position(&cmd) else {
+            cmd.set_sense(sense::BLOCK_OUT_RANGE);
+            return ExecRes::Completed(cmd);
+        };
+        if matches!(self.store, Store::Closed) && !works_without_medium(&cmd) {
+            cmd.set_sense(sense::NOT_READY);
+            return ExecRes::Completed(cmd);
+        }
+        match cmd.cdb_byte(0) {
+            op::SYNCHRONIZE_CACHE_10 | op::SYNCHRONIZE_CACHE_16 => {
+                let immed = cmd.cdb_byte(1) & IMMED != 0;
+                self.exec_flush(cmd, cx, immed)
+            }
+            op::START_STOP => self.exec_flush(cmd, cx, false),
+            op::VERIFY_10
+            | op::VERIFY_12
+            | op::VERIFY_16
+            | op::WRITE_VERIFY_10
+            | op::WRITE_VERIFY_12
+            | op::WRITE_VERIFY_16
+            | op::WRITE_SAME_10
+            | op::WRITE_SAME_16
+            | op::UNMAP => self.exec_medium(cmd, cx, pos),
+            _ => {
+                if let Err(f) = self.emulate(&mut cmd) {
+                    apply(&mut cmd, f.into());
+                }
+                ExecRes::Completed(cmd)
+            }
+        }
+    }
+
+    /// Makes data durable. With IMMED the command completes first; a failure then shows at the next flush.
+    #[doc(alias = "vdisk_fsync")]
+    fn exec_flush(&self, mut cmd: Box<Cmd>, cx: ExecContext, immed: bool) -> ExecRes {
+        if !self.needs_flush() {
+            return ExecRes::Completed(cmd);
+        }
+        match &self.store {
+            Store::Block(b) if immed => {
+                b.flush_in_background();
+                ExecRes::Completed(cmd)
+            }
+            Store::Block(b) => b.submit(cmd, BioOp::Flush, 0, 0, ReqFlags::empty()),
+            Store::File(f) => match cx {
+                ExecContext::Atomic => ExecRes::NeedThread(cmd),
+                ExecContext::Thread if immed => {
+                    cmd_done(cmd);
+                    f.flush_in_background();
+                    ExecRes::Pending
+                }
+                ExecContext::Thread => {
+                    if let Err(e) = f.flush() {
+                        kshim::pr_err!("{}: flush failed: {e}", self.name());
+                        apply(&mut cmd, write_outcome(e));
+                    }
+                    ExecRes::Completed(cmd)
+                }
+            },
+            Store::Null | Store::Closed => ExecRes::Completed(cmd),
+        }
+    }
+
+    /// Commands that read or write the medium for long, on a thread.
+    fn exec_medium(&self, mut cmd: Box<Cmd>, cx: ExecContext, pos: u64) -> ExecRes {
+        if cx == ExecContext::Atomic {
+            return ExecRes::NeedThread(cmd);
+        }
+        // The buffer leaves the command for the time, so that the abort flag can be watched.
+        let mut data = std::mem::take(cmd.sg_mut());
+        let result = {
+            let aborted = || cmd.is_aborted();
+            let medium = self.medium(&aborted);
+            let (cdb, len) = (cmd.cdb(), cmd.data_len());
+            let bytchk = cmd.cdb_byte(1) & BYTCHK != 0;
+            data.truncate(usize_of(cmd.write_len().min(cmd.bufflen())));
+            match cmd.cdb_byte(0) {
+                op::VERIFY_10 | op::VERIFY_12 | op::VERIFY_16 => {
+                    medium.verify(pos, len, bytchk.then_some(&data))
+                }
+                op::WRITE_SAME_10 | op::WRITE_SAME_16 => {
+                    let len_off = cmd.info().map_or(0, |i| i.len_off());
+                    medium.write_same(cdb, len_off, pos, len, &mut data)
+                }
+                op::UNMAP => medium.unmap(cdb, usize_of(cmd.bufflen()), &data),
+                _ => {
+                    let n = self.data_out_len_of(data.len());
+                    data.truncate(n);
+                    let durable = self.is_write_through();
+                    let written = self.store.write(pos, &mut data, n, durable);
+                    written
+                        .map_err(write_outcome)
+                        .and_then(|()| medium.verify(pos, len, Some(&data)))
+                }
+            }
+        };
+        *cmd.sg_mut() = data;
+        if let Err(outcome) = result {
+            apply(&mut cmd, outcome);
+        }
+        ExecRes::Completed(cmd)
+    }
+
+    fn data_out_len_of(&self, n: usize) -> usize {
+        let block = 1usize
+            .checked_shl(u32::from(Vdisk::block_shift(self)))
+            .unwrap_or(1);
+        n.saturating_sub(n & block.saturating_sub(1))
+    }
+
+    pub(super) fn medium<'a>(&'a self, aborted: &'a dyn Fn() -> bool) -> Medium<'a> {
+        Medium {
+            store: &self.store,
+            block_shift: Vdisk::block_shift(self),
+            nblocks: self.nblocks(),
+            thin_provisioned: self.features().thin_provisioned,
+            max_write_same_len: self.limits().max_write_same_len,
+            unmap_max_lba_cnt: self.limits().unmap_max_lba_cnt,
+            needs_flush: self.needs_flush(),
+            aborted,
+        }
+    }
+
+    /// Commands that are answered from the device's state.
+    fn emulate(&self, cmd: &mut Cmd) -> std::result::Result<(), Fault> {
+        let code = cmd.cdb_byte(0);
+        let sa = cmd.cdb_byte(1) & 0x1F;
+        let mut out = Reply::new();
+        match code {
+            op::TEST_UNIT_READY | op::SEND_DIAGNOSTIC => return Ok(()),
+            op::PREVENT_ALLOW_MEDIUM => {
+                let prevent = cmd.cdb_byte(4) & 1 != 0;
+                self.prevent_medium_removal
+                    .store(prevent, Ordering::Relaxed);
+                return Ok(());
+            }
+            // No log page exists.
+            op::LOG_SELECT | op::LOG_SENSE => return Err(Fault::cdb(2, Some(0))),
+            op::READ_CAPACITY => self.read_capacity(cmd.cdb(), &mut out)?,
+            op::SERVICE_ACTION_IN_16 if sa == op::SAI_READ_CAPACITY_16 => {
+                self.read_capacity16(cmd.cdb(), &mut out)?;
+            }
+            op::SERVICE_ACTION_IN_16 => return Err(Fault::cdb(1, Some(0))),
+            op::MAINTENANCE_IN => return self.maintenance_in(cmd, sa),
+            op::MAINTENANCE_OUT if sa == op::MO_SET_TARGET_PGS => {
+                return Err(Fault::cdb(1, Some(0)));
+            }
+            op::MAINTENANCE_OUT => return Err(sense::HARDW_ERROR.into()),
+            // Without room for an answer SCST looks at nothing else in these.
+            op::INQUIRY | op::MODE_SENSE | op::MODE_SENSE_10 | op::REQUEST_SENSE
+                if cmd.bufflen() == 0 => {}
+            op::INQUIRY => self.inquiry(&port_info(cmd), cmd.cdb(), &mut out)?,
+            op::MODE_SENSE | op::MODE_SENSE_10 => {
+                let current = cmd
+                    .device()
+                    .map(|d| control_bits(&d.control))
+                    .unwrap_or_default();
+                let read_only = cmd.tgt_dev().is_some_and(|t| t.is_read_only());
+                self.mode_sense(current, read_only, cmd.cdb(), &mut out)?;
+            }
+            op::REQUEST_SENSE => {
+                let d_sense = cmd
+                    .device()
+                    .is_some_and(|d| d.control.d_sense.load(Ordering::Relaxed));
+                let mut data = Vec::with_capacity(sense::STANDARD_SENSE_LEN);
+                sense::build(&mut data, d_sense, sense::NO_SENSE_DATA, SenseExtra::None);
+                out.put(0, &data);
+            }
+            _ => return Err(sense::INVALID_OPCODE.into()),
+        }
+        if cmd.bufflen() != 0 {
+            cmd.fill_response(out.as_slice());
+        }
+        Ok(())
+    }
+
+    fn maintenance_in(&self, cmd: &mut Cmd, sa: u8) -> std::result::Result<(), Fault> {
+        let mut data = Vec::new();
+        match sa {
+            op::MI_REPORT_TARGET_PGS => {
+                rsoc::report_no_target_port_groups(cmd.cdb(), &mut data)?;
+            }
+            op::MI_REPORT_SUPPORTED_OPERATION_CODES => {
+                rsoc::report_supported_opcodes(rsoc::VDISK, cmd.cdb(), &mut data)?;
+            }
+            op::MI_REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS => {
+                rsoc::report_supported_tmfs(cmd.cdb(), &mut data);
+            }
+            _ => return Err(sense::HARDW_ERROR.into()),
+        }
+        if cmd.bufflen() != 0 {
+            cmd.fill_response(&data);
+        }
+        Ok(())
+    }
+}
+
+/// Commands that a device answers whose backing store is closed.
+#[doc(alias = "vdisk_no_fd_allowed_commands")]
+fn works_without_medium(cmd: &Cmd) -> bool {
+    match cmd.cdb_byte(0) {
+        op::INQUIRY
+        | op::MODE_SENSE
+        | op::MODE_SENSE_10
+        | op::READ_CAPACITY
+        | op::REQUEST_SENSE
+        | op::LOG_SELECT
+        | op::LOG_SENSE
+        | op::SEND_DIAGNOSTIC
+        | op::MAINTENANCE_IN
+        | op::MAINTENANCE_OUT => true,
+        op::SERVICE_ACTION_IN_16 => cmd.cdb_byte(1) & 0x1F == op::SAI_READ_CAPACITY_16,
+        _ => false,
+    }
+}

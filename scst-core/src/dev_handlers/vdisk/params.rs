@@ -1,0 +1,559 @@
+//! What a virtual disk is made of: the parameters of `add_device`.
+//!
+//! C source: `vdev_parse_add_dev_params` of `scst/src/dev_handlers/scst_vdisk.c`
+
+use super::IdentityOverrides;
+use kshim::error::{Error, code};
+use std::path::PathBuf;
+
+/// Size of a null device that was given none: 2.5 TiB.
+#[doc(alias = "VDISK_NULLIO_SIZE")]
+pub const NULLIO_SIZE: u64 = 5 * 1024 * 1024 * 1024 * 1024 / 2;
+/// Preferred transfer length in bytes.
+pub(super) const DEF_OPT_TRANS_LEN: u32 = 524_288;
+/// Threads of a file device (SCST's module parameter `num_threads`).
+pub(super) const DEF_NUM_THREADS: i32 = 8;
+/// Smallest and largest logical block size.
+const BLOCK_SHIFTS: std::ops::RangeInclusive<u32> = 9..=16;
+const MIB: u64 = 1024 * 1024;
+
+/// What stands behind a virtual disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VdiskKind {
+    /// A file, by file I/O.
+    Fileio,
+    /// A block device, by bios.
+    Blockio,
+    /// Nothing: writes are dropped, reads give zeros.
+    Nullio,
+}
+
+impl VdiskKind {
+    /// The handler's name.
+    #[must_use]
+    pub const fn handler_name(self) -> &'static str {
+        match self {
+            Self::Fileio => "vdisk_fileio",
+            Self::Blockio => "vdisk_blockio",
+            Self::Nullio => "vdisk_nullio",
+        }
+    }
+
+    /// Parameters that `add_device` of this handler knows.
+    #[must_use]
+    pub const fn param_names(self) -> &'static [&'static str] {
+        match self {
+            Self::Fileio => &[
+                "active",
+                "async",
+                "bind_alua_state",
+                "blocksize",
+                "cluster_mode",
+                "dif_filename",
+                "dif_mode",
+                "dif_static_app_tag",
+                "dif_type",
+                "filename",
+                "lb_per_pb_exp",
+                "numa_node_id",
+                "nv_cache",
+                "o_direct",
+                "read_only",
+                "removable",
+                "rotational",
+                "t10_dev_id",
+                "thin_provisioned",
+                "tst",
+                "write_through",
+            ],
+            Self::Blockio => &[
+                "active",
+                "bind_alua_state",
+                "blocksize",
+                "cluster_mode",
+                "dif_filename",
+                "dif_mode",
+                "dif_static_app_tag",
+                "dif_type",
+                "filename",
+                "numa_node_id",
+                "nv_cache",
+                "read_only",
+                "removable",
+                "rotational",
+                "t10_dev_id",
+                "thin_provisioned",
+                "tst",
+                "write_through",
+            ],
+            Self::Nullio => &[
+                "blocksize",
+                "cluster_mode",
+                "dif_mode",
+                "dif_static_app_tag",
+                "dif_type",
+                "dummy",
+                "numa_node_id",
+                "read_only",
+                "removable",
+                "rotational",
+                "size",
+                "size_mb",
+                "t10_dev_id",
+                "tst",
+            ],
+        }
+    }
+}
+
+/// Parameters of a virtual disk. [`VdiskParams::new`] has SCST's defaults.
+///
+/// ```
+/// use scst_core::dev_handlers::vdisk::{VdiskKind, VdiskParams};
+///
+/// let p = VdiskParams::parse(VdiskKind::Nullio, &[("size_mb", "1024"), ("blocksize", "4096")])?;
+/// assert_eq!((p.size, p.block_shift), (Some(1 << 30), 12));
+/// # Ok::<(), scst_core::dev_handlers::vdisk::ParamError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VdiskParams {
+    /// The handler.
+    pub kind: VdiskKind,
+    /// Path of the file or block device.
+    pub filename: Option<PathBuf>,
+    /// log2 of the block size.
+    pub block_shift: u8,
+    /// Size in bytes, for null devices.
+    pub size: Option<u64>,
+    /// Nobody may write.
+    pub read_only: bool,
+    /// Every write is durable when it completes; no volatile cache is reported.
+    pub write_through: bool,
+    /// The cache is non-volatile: flushes are not needed.
+    pub nv_cache: bool,
+    /// Bypass the page cache (with `async_io` only, as in SCST).
+    pub o_direct: bool,
+    /// Asynchronous file I/O. Files are read without waiting in any case.
+    pub async_io: bool,
+    /// RMB bit.
+    pub removable: bool,
+    /// Tell of a rotating medium; `None`: as the block device says, else true.
+    pub rotational: Option<bool>,
+    /// Logical block provisioning; `None`: on if a block device can discard.
+    pub thin_provisioned: Option<bool>,
+    /// Task set type: 0 or 1.
+    pub tst: u8,
+    /// Tell the physical block size.
+    pub lb_per_pb_exp: bool,
+    /// Null device: tell that nothing is connected.
+    pub dummy: bool,
+    /// Open the backing store.
+    pub active: bool,
+    /// Close the backing store when the ALUA state is not active.
+    pub bind_alua_state: bool,
+    /// NUMA node for the device's memory; -1 for any.
+    pub numa_node_id: i32,
+    /// SCST's set-up number, part of serial numbers.
+    pub setup_id: u32,
+    /// Threads of the device's pool.
+    pub threads_num: i32,
+    /// Identity other than SCST's defaults.
+    pub identity: IdentityOverrides,
+}
+
+/// What is wrong with a parameter.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParamError {
+    /// Not a parameter of this handler.
+    #[error("unknown parameter {0}")]
+    Unknown(String),
+    /// Needed, and not given.
+    #[error("parameter {0} is required")]
+    Missing(&'static str),
+    /// Given twice.
+    #[error("parameter {0} is given more than once")]
+    Duplicate(String),
+    /// Not a number.
+    #[error("parameter {name}: {value:?} is not a number")]
+    NotANumber {
+        /// The parameter.
+        name: String,
+        /// Its value.
+        value: String,
+    },
+    /// A value that cannot be.
+    #[error("parameter {name}: {value:?}: {why}")]
+    Invalid {
+        /// The parameter.
+        name: String,
+        /// Its value.
+        value: String,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// Parameters that exclude each other.
+    #[error("{0}")]
+    Conflict(&'static str),
+    /// Known to SCST, and not to be had here.
+    #[error("parameter {0} is not supported")]
+    Unsupported(String),
+}
+
+impl ParamError {
+    /// The errno that SCST gives.
+    #[must_use]
+    pub fn errno(&self) -> Error {
+        code::EINVAL
+    }
+}
+
+impl VdiskParams {
+    /// SCST's defaults for a handler.
+    #[must_use]
+    pub fn new(kind: VdiskKind) -> Self {
+        Self {
+            kind,
+            filename: None,
+            block_shift: 9,
+            size: None,
+            read_only: false,
+            write_through: false,
+            nv_cache: false,
+            o_direct: false,
+            async_io: false,
+            removable: false,
+            rotational: None,
+            thin_provisioned: None,
+            tst: 1,
+            lb_per_pb_exp: true,
+            dummy: false,
+            active: true,
+            bind_alua_state: kind != VdiskKind::Fileio,
+            numa_node_id: -1,
+            setup_id: 0,
+            threads_num: if kind == VdiskKind::Fileio {
+                DEF_NUM_THREADS
+            } else {
+                1
+            },
+            identity: IdentityOverrides::default(),
+        }
+    }
+
+    /// Reads the parameters of `add_device`; names in any case, numbers as in C.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    #[doc(alias = "vdev_parse_add_dev_params")]
+    pub fn parse(kind: VdiskKind, params: &[(&str, &str)]) -> Result<Self, ParamError> {
+        let mut p = Self::new(kind);
+        for (name, value) in params {
+            let lower = name.to_ascii_lowercase();
+            if !kind.param_names().contains(&lower.as_str()) {
+                return Err(ParamError::Unknown((*name).to_owned()));
+            }
+            p.set(&lower, value)?;
+        }
+        p.validate()?;
+        Ok(p)
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<(), ParamError> {
+        let invalid = |why| ParamError::Invalid {
+            name: name.to_owned(),
+            value: value.to_owned(),
+            why,
+        };
+        let number = || {
+            parse_number(value).ok_or_else(|| ParamError::NotANumber {
+                name: name.to_owned(),
+                value: value.to_owned(),
+            })
+        };
+        let unsigned = || u64::try_from(number()?).map_err(|_| invalid("must not be negative"));
+        let flag = || unsigned().map(|n| n != 0);
+        match name {
+            "filename" => {
+                if self.filename.is_some() {
+                    return Err(ParamError::Duplicate(name.to_owned()));
+                }
+                if !value.starts_with('/') {
+                    return Err(invalid("must be an absolute path"));
+                }
+                self.filename = Some(PathBuf::from(value));
+            }
+            "t10_dev_id" => {
+                if value.len() > super::ident::MAX_T10_DEV_ID_LEN {
+                    return Err(invalid("too long"));
+                }
+                self.identity.t10_dev_id = Some(value.to_owned());
+            }
+            "blocksize" => {
+                let n = unsigned()?;
+                let shift = if n == 0 { 9 } else { n.ilog2() };
+                if n != 0 && !n.is_power_of_two() || !BLOCK_SHIFTS.contains(&shift) {
+                    return Err(invalid("must be a power of two from 512 to 65536"));
+                }
+                self.block_shift = u8::try_from(shift).map_err(|_| invalid("too large"))?;
+            }
+            "size" => self.size = Some(unsigned()?),
+            "size_mb" => {
+                self.size = Some(
+                    unsigned()?
+                        .checked_mul(MIB)
+                        .ok_or_else(|| invalid("too large"))?,
+                );
+            }
+            "numa_node_id" => {
+                let n = i32::try_from(number()?).map_err(|_| invalid("out of range"))?;
+                if n < -1 {
+                    return Err(invalid("must be -1 or a node"));
+                }
+                self.numa_node_id = n;
+            }
+            "tst" => match unsigned()? {
+                n @ (0 | 1) => self.tst = u8::from(n == 1),
+                _ => return Err(invalid("must be 0 or 1")),
+            },
+            "dummy" => match unsigned()? {
+                n @ (0 | 1) => self.dummy = n == 1,
+                _ => return Err(invalid("must be 0 or 1")),
+            },
+            "dif_mode" | "dif_filename" => return Err(ParamError::Unsupported(name.to_owned())),
+            "dif_type" | "dif_static_app_tag" | "cluster_mode" => {
+                if flag()? {
+                    return Err(ParamError::Unsupported(name.to_owned()));
+                }
+            }
+            "active" => self.active = flag()?,
+            "async" => self.async_io = flag()?,
+            "bind_alua_state" => self.bind_alua_state = flag()?,
+            "lb_per_pb_exp" => self.lb_per_pb_exp = flag()?,
+            "nv_cache" => self.nv_cache = flag()?,
+            "o_direct" => self.o_direct = flag()?,
+            "read_only" => self.read_only = flag()?,
+            "removable" => self.removable = flag()?,
+            "rotational" => self.rotational = Some(flag()?),
+            "thin_provisioned" => self.thin_provisioned = Some(flag()?),
+            "write_through" => self.write_through = flag()?,
+            _ => return Err(ParamError::Unknown(name.to_owned())),
+        }
+        Ok(())
+    }
+
+    /// Checks parameters against each other.
+    ///
+    /// # Errors
+    /// [`ParamError::Missing`], [`ParamError::Conflict`], [`ParamError::Invalid`].
+    pub fn validate(&self) -> Result<(), ParamError> {
+        if self.kind != VdiskKind::Nullio && self.filename.is_none() {
+            return Err(ParamError::Missing("filename"));
+        }
+        if self.kind == VdiskKind::Fileio && self.read_only && (self.write_through || self.nv_cache)
+        {
+            return Err(ParamError::Conflict("write options on a read-only device"));
+        }
+        if self.o_direct && !self.async_io {
+            return Err(ParamError::Conflict("o_direct needs async"));
+        }
+        if let Some(size) = self.size
+            && (size == 0 || size.trailing_zeros() < u32::from(self.block_shift))
+        {
+            return Err(ParamError::Invalid {
+                name: "size".to_owned(),
+                value: size.to_string(),
+                why: "must be a multiple of the block size",
+            });
+        }
+        Ok(())
+    }
+}
+
+/// A number as `kstrtoll(.., 0, ..)` reads it: decimal, `0x` hexadecimal or `0` octal, with an optional sign; here up
+/// to the range of u64.
+fn parse_number(s: &str) -> Option<i128> {
+    let (negative, digits) = match s.as_bytes().first()? {
+        b'-' => (true, s.get(1..)?),
+        b'+' => (false, s.get(1..)?),
+        _ => (false, s),
+    };
+    let lower = digits.to_ascii_lowercase();
+    let (radix, digits) = if let Some(hex) = lower.strip_prefix("0x") {
+        (16, hex)
+    } else if lower.len() > 1 && lower.starts_with('0') {
+        (8, lower.get(1..)?)
+    } else {
+        (10, lower.as_str())
+    };
+    // `from_str_radix` takes a sign of its own.
+    if !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    let n = i128::from(u64::from_str_radix(digits, radix).ok()?);
+    Some(if negative { n.checked_neg()? } else { n })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use VdiskKind::{Blockio, Fileio, Nullio};
+
+    #[test]
+    fn numbers_are_read_as_in_c() {
+        for (s, n) in [
+            ("0", Some(0)),
+            ("10", Some(10)),
+            ("0x10", Some(16)),
+            ("0X1f", Some(31)),
+            ("010", Some(8)),
+            ("-1", Some(-1)),
+            ("+7", Some(7)),
+            ("18446744073709551615", Some(i128::from(u64::MAX))),
+            ("18446744073709551616", None),
+            ("", None),
+            ("-", None),
+            ("0x", None),
+            ("1k", None),
+            ("08", None),
+            ("--1", None),
+            ("0x-1", None),
+            (" 1", None),
+        ] {
+            assert_eq!(parse_number(s), n, "{s:?}");
+        }
+    }
+
+    #[test]
+    fn wrong_parameters_are_refused_by_name() {
+        let f = ("filename", "/x");
+        let cases: &[(VdiskKind, &[(&str, &str)], &str)] = &[
+            (Fileio, &[], "parameter filename is required"),
+            (Blockio, &[], "parameter filename is required"),
+            (
+                Fileio,
+                &[("filename", "x")],
+                "parameter filename: \"x\": must be an absolute path",
+            ),
+            (
+                Fileio,
+                &[f, f],
+                "parameter filename is given more than once",
+            ),
+            (Fileio, &[f, ("bogus", "1")], "unknown parameter bogus"),
+            (Fileio, &[f, ("size", "1")], "unknown parameter size"),
+            (
+                Blockio,
+                &[f, ("o_direct", "1")],
+                "unknown parameter o_direct",
+            ),
+            (Nullio, &[f], "unknown parameter filename"),
+            (
+                Fileio,
+                &[f, ("read_only", "yes")],
+                "parameter read_only: \"yes\" is not a number",
+            ),
+            (
+                Fileio,
+                &[f, ("read_only", "-1")],
+                "parameter read_only: \"-1\": must not be negative",
+            ),
+            (
+                Fileio,
+                &[f, ("tst", "2")],
+                "parameter tst: \"2\": must be 0 or 1",
+            ),
+            (
+                Nullio,
+                &[("dummy", "2")],
+                "parameter dummy: \"2\": must be 0 or 1",
+            ),
+            (
+                Fileio,
+                &[f, ("blocksize", "1000")],
+                "parameter blocksize: \"1000\": must be a power of two from 512 to 65536",
+            ),
+            (
+                Fileio,
+                &[f, ("blocksize", "256")],
+                "parameter blocksize: \"256\": must be a power of two from 512 to 65536",
+            ),
+            (
+                Nullio,
+                &[("size", "100")],
+                "parameter size: \"100\": must be a multiple of the block size",
+            ),
+            (
+                Nullio,
+                &[("size", "0")],
+                "parameter size: \"0\": must be a multiple of the block size",
+            ),
+            (
+                Nullio,
+                &[("numa_node_id", "-2")],
+                "parameter numa_node_id: \"-2\": must be -1 or a node",
+            ),
+            (Fileio, &[f, ("o_direct", "1")], "o_direct needs async"),
+            (
+                Fileio,
+                &[f, ("read_only", "1"), ("nv_cache", "1")],
+                "write options on a read-only device",
+            ),
+            (
+                Fileio,
+                &[f, ("dif_mode", "tgt")],
+                "parameter dif_mode is not supported",
+            ),
+            (
+                Fileio,
+                &[f, ("cluster_mode", "1")],
+                "parameter cluster_mode is not supported",
+            ),
+        ];
+        for (kind, params, want) in cases {
+            let e = VdiskParams::parse(*kind, params).expect_err(want);
+            assert_eq!(e.to_string(), *want);
+            assert_eq!(e.errno(), code::EINVAL);
+        }
+    }
+
+    #[test]
+    fn every_listed_parameter_is_known() {
+        for kind in [Fileio, Blockio, Nullio] {
+            for name in kind.param_names() {
+                let value = if name.ends_with("filename") {
+                    "/x"
+                } else {
+                    "0"
+                };
+                if let Err(ParamError::Unknown(n)) = VdiskParams::new(kind).set(name, value) {
+                    panic!("{n}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn values_are_taken() {
+        let p = VdiskParams::parse(
+            Fileio,
+            &[
+                ("FileName", "/data/d"),
+                ("blocksize", "4096"),
+                ("thin_provisioned", "1"),
+                ("rotational", "0"),
+                ("t10_dev_id", "id"),
+                ("removable", "1"),
+                ("numa_node_id", "-1"),
+            ],
+        )
+        .expect("all known");
+        assert_eq!(p.block_shift, 12);
+        assert_eq!(
+            (p.thin_provisioned, p.rotational, p.removable),
+            (Some(true), Some(false), true)
+        );
+        assert_eq!(p.identity.t10_dev_id.as_deref(), Some("id"));
+        assert_eq!((p.threads_num, p.bind_alua_state), (8, false));
+        assert_eq!(VdiskParams::new(Blockio).threads_num, 1);
+    }
+}

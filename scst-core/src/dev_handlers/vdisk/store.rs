@@ -1,0 +1,193 @@
+//! What holds the data, seen alike by the code that may sleep.
+
+use super::blockio::BlockStore;
+use super::fileio::FileStore;
+use super::reply::Fault;
+use crate::sense;
+use kshim::error::{Error, Result, code};
+use kshim::scatterlist::SGTable;
+
+/// The backing store of a device.
+#[derive(Debug)]
+pub(super) enum Store {
+    /// Not open (`active=0`).
+    Closed,
+    /// None: writes are dropped, reads give zeros.
+    Null,
+    /// A file.
+    File(FileStore),
+    /// A block device.
+    Block(BlockStore),
+}
+
+impl Store {
+    /// Size at open; `None` when the parameters say it.
+    pub(super) fn size(&self) -> Option<u64> {
+        match self {
+            Self::Closed | Self::Null => None,
+            Self::File(f) => Some(f.size_at_open()),
+            Self::Block(b) => Some(b.capacity()),
+        }
+    }
+
+    /// Size now; `None` when the parameters say it. Context: may sleep.
+    pub(super) fn current_size(&self) -> Result<Option<u64>> {
+        match self {
+            Self::Closed | Self::Null => Ok(None),
+            Self::File(f) => f.size().map(Some),
+            Self::Block(b) => b.revalidate().map(Some),
+        }
+    }
+
+    /// What block sizes must be a multiple of.
+    pub(super) fn block_align(&self) -> u32 {
+        match self {
+            Self::Closed | Self::Null => 1,
+            Self::File(f) => f.dio_align(),
+            Self::Block(b) => b.limits().logical_block_size,
+        }
+    }
+
+    pub(super) fn can_discard(&self) -> bool {
+        match self {
+            Self::Closed => true,
+            Self::Null => false,
+            Self::File(_) => true,
+            Self::Block(b) => b.limits().max_discard_bytes != 0,
+        }
+    }
+
+    pub(super) fn rotational(&self) -> bool {
+        match self {
+            Self::Block(b) => b.limits().rotational,
+            _ => true,
+        }
+    }
+
+    /// A device that cannot flush has to be taken as one with a non-volatile cache.
+    pub(super) fn flush_unsupported(&self) -> bool {
+        matches!(self, Self::Block(b) if b.flush_unsupported())
+    }
+
+    /// Whether a flush of this kind of store does anything.
+    pub(super) fn needs_flush(&self) -> bool {
+        match self {
+            Self::Closed | Self::Null => false,
+            Self::File(f) => !f.is_direct(),
+            Self::Block(_) => true,
+        }
+    }
+
+    /// Reads whole or fails. Context: may sleep.
+    pub(super) fn read(&self, pos: u64, sg: &mut SGTable, len: usize) -> Result {
+        match self {
+            Self::Closed => Err(code::ENODEV),
+            Self::Null => sg.fill(0, len, 0),
+            Self::File(f) => f.read_sync(pos, sg, len),
+            Self::Block(b) => b.read_sync(pos, sg, len),
+        }
+    }
+
+    /// Writes whole or fails; with `durable`, the data survives a crash once this returns. Context: may sleep.
+    pub(super) fn write(&self, pos: u64, sg: &mut SGTable, len: usize, durable: bool) -> Result {
+        match self {
+            Self::Closed => Err(code::ENODEV),
+            Self::Null => Ok(()),
+            Self::File(f) => f.write_sync(pos, sg, len, durable),
+            Self::Block(b) => b.write_sync(pos, sg, len, durable),
+        }
+    }
+
+    /// Makes what was written durable. Context: may sleep.
+    pub(super) fn flush(&self) -> Result {
+        match self {
+            Self::Closed | Self::Null => Ok(()),
+            Self::File(f) => f.flush(),
+            Self::Block(b) => b.flush_sync(),
+        }
+    }
+
+    /// Gives blocks back. `EOPNOTSUPP` when the host cannot. Context: may sleep.
+    pub(super) fn discard(&self, pos: u64, len: u64) -> Result {
+        match self {
+            Self::Closed => Err(code::ENODEV),
+            Self::Null => Ok(()),
+            Self::File(f) => f.punch_hole(pos, len),
+            Self::Block(b) => b.discard_sync(pos, len),
+        }
+    }
+
+    /// Makes a range read as zeros without data. `EOPNOTSUPP` when the host cannot. Context: may sleep.
+    pub(super) fn zero(&self, pos: u64, len: u64) -> Result {
+        match self {
+            Self::Closed => Err(code::ENODEV),
+            Self::Null => Ok(()),
+            Self::File(f) => f.zero_range(pos, len),
+            Self::Block(b) => b.zero_sync(pos, len),
+        }
+    }
+}
+
+/// How an I/O failure ends a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// CHECK CONDITION.
+    Fault(Fault),
+    /// BUSY or TASK SET FULL: worth a retry.
+    Busy,
+}
+
+impl From<Fault> for Outcome {
+    fn from(f: Fault) -> Self {
+        Self::Fault(f)
+    }
+}
+
+impl From<sense::Sense> for Outcome {
+    fn from(s: sense::Sense) -> Self {
+        Self::Fault(s.into())
+    }
+}
+
+/// What a failed read is for the initiator.
+pub(super) fn read_outcome(e: Error) -> Outcome {
+    match e {
+        code::EAGAIN | code::ENOMEM => Outcome::Busy,
+        code::ENODEV => sense::NOT_READY.into(),
+        _ => sense::READ_ERROR.into(),
+    }
+}
+
+/// What a failed write, flush or unmap is for the initiator.
+pub(super) fn write_outcome(e: Error) -> Outcome {
+    match e {
+        code::EAGAIN | code::ENOMEM => Outcome::Busy,
+        code::ENOSPC | code::EDQUOT => sense::SPACE_ALLOC_FAILED.into(),
+        code::EROFS => sense::WRITE_PROTECTED.into(),
+        code::ENODEV => sense::NOT_READY.into(),
+        _ => sense::WRITE_ERROR.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errnos_become_the_sense_that_scst_sends() {
+        assert_eq!(
+            write_outcome(code::ENOSPC),
+            sense::SPACE_ALLOC_FAILED.into()
+        );
+        assert_eq!(
+            write_outcome(code::EDQUOT),
+            sense::SPACE_ALLOC_FAILED.into()
+        );
+        assert_eq!(write_outcome(code::EIO), sense::WRITE_ERROR.into());
+        assert_eq!(write_outcome(code::EROFS), sense::WRITE_PROTECTED.into());
+        assert_eq!(write_outcome(code::EAGAIN), Outcome::Busy);
+        assert_eq!(read_outcome(code::EIO), sense::READ_ERROR.into());
+        assert_eq!(read_outcome(code::ENOMEM), Outcome::Busy);
+        assert_eq!(read_outcome(code::ENODEV), sense::NOT_READY.into());
+    }
+}
