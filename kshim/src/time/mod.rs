@@ -15,8 +15,8 @@ mod jiffies;
 mod timer;
 
 pub use jiffies::{HZ, Jiffies, Msecs, msecs_to_jiffies};
+pub(crate) use timer::{OneShot, TimerId, arm, disarm};
 pub use timer::{Timer, start};
-pub(crate) use timer::{TimerId, arm, disarm};
 
 /// Nanoseconds in a microsecond.
 pub const NSEC_PER_USEC: i64 = 1_000;
