@@ -1,5 +1,7 @@
 //! Block devices: the host driver against a `Vec<u8>`, the registry, and what drivers may do wrong.
 
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -91,11 +93,13 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn run_model(ops: &[Op], mode: BlkMode) {
-    let t = image(SECTORS * 512);
-    let open = || BlockDevice::open(t.path(), mode);
-    // Not every file system of a test machine has O_DIRECT.
-    let Ok(mut bdev) = open() else { return };
+fn run_model(path: &Path, ops: &[Op], mode: BlkMode) {
+    let open = || BlockDevice::open(path, mode);
+    let mut bdev = match open() {
+        // Not every file system of a test machine has O_DIRECT.
+        Err(code::EINVAL) if mode.contains(BlkMode::DIRECT) => return,
+        r => r.unwrap(),
+    };
     let block = bdev.limits().logical_block_size as usize;
     let mut model = vec![0u8; SECTORS as usize * 512];
     for op in ops {
@@ -171,12 +175,12 @@ proptest! {
 
     #[test]
     fn a_plain_file_behaves_like_a_vector(ops in prop::collection::vec(op(), 0..25)) {
-        run_model(&ops, RW | BlkMode::EXCL);
+        run_model(image(SECTORS * 512).path(), &ops, RW | BlkMode::EXCL);
     }
 
     #[test]
     fn so_it_does_with_direct_io(ops in prop::collection::vec(op(), 0..15)) {
-        run_model(&ops, RW | BlkMode::DIRECT);
+        run_model(image(SECTORS * 512).path(), &ops, RW | BlkMode::DIRECT);
     }
 }
 
@@ -383,5 +387,85 @@ fn many_at_once_on_a_file() {
     }
     for i in 0..256u64 {
         assert_eq!(read(&bdev, i * 8, 4096).unwrap(), vec![i as u8; 4096]);
+    }
+}
+
+/// A loop device over a file, where the test may make one.
+struct Loop {
+    path: String,
+    _image: tempfile::NamedTempFile,
+}
+
+fn losetup(args: &[&str]) -> Option<String> {
+    #[expect(clippy::disallowed_methods, reason = "makes a block device")]
+    let out = Command::new("losetup").args(args).output().ok()?;
+    out.status
+        .success()
+        .then(|| String::from_utf8_lossy(&out.stdout).trim().to_owned())
+}
+
+impl Loop {
+    fn new() -> Option<Loop> {
+        let image = image(SECTORS * 512);
+        let path = losetup(&["--find", "--show", image.path().to_str()?])?;
+        Some(Loop {
+            path,
+            _image: image,
+        })
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        losetup(&["--detach", &self.path]);
+    }
+}
+
+#[test]
+fn a_host_block_device_behaves_like_a_vector() {
+    let Some(device) = Loop::new() else {
+        eprintln!("no loop devices here, not tested");
+        return;
+    };
+    let path = Path::new(&device.path);
+    let limits = BlockDevice::open(path, BlkMode::READ)
+        .unwrap()
+        .limits()
+        .clone();
+    assert!(limits.read_only && limits.write_cache);
+    for (seed, mode) in [
+        (1u64, RW),
+        (2, RW | BlkMode::EXCL),
+        (3, RW | BlkMode::DIRECT),
+    ] {
+        // The models expect zeros at first.
+        let bdev = BlockDevice::open(path, mode).unwrap();
+        assert_eq!(bdev.capacity_bytes(), SECTORS * 512);
+        simple(&bdev, BioOp::WriteZeroes, 0, SECTORS as usize * 512).unwrap();
+        simple(&bdev, BioOp::Flush, 0, 0).unwrap();
+        drop(bdev);
+        let ops: Vec<Op> = (0..60u64).map(|i| scripted(seed * 1000 + i)).collect();
+        run_model(path, &ops, mode);
+    }
+}
+
+/// An operation without discards, whose effect on the data a device need not promise.
+fn scripted(n: u64) -> Op {
+    let mix = n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23);
+    let (sector, sectors) = (mix % SECTORS, (mix >> 32) as usize % 63 + 1);
+    match mix >> 60 {
+        0 => Op::Flush,
+        1 => Op::Reopen,
+        2 | 3 => Op::Zero {
+            sector,
+            sectors,
+            nounmap: mix & 64 != 0,
+        },
+        _ => Op::Write {
+            sector,
+            sectors,
+            byte: mix as u8,
+            flags: (mix >> 16) as u32 % 4,
+        },
     }
 }

@@ -474,3 +474,133 @@ impl fmt::Debug for File {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn temp() -> (tempfile::NamedTempFile, File) {
+        let t = tempfile::NamedTempFile::new().unwrap();
+        let f = File::open(t.path(), &OpenOptions::new()).unwrap();
+        (t, f)
+    }
+
+    #[test]
+    fn tables_of_many_pieces_take_several_calls() {
+        let (_t, f) = temp();
+        let mut sg = SGTable::new();
+        for i in 0..200u8 {
+            let mut buf = PageBuf::alloc(700).unwrap();
+            buf.fill(i);
+            sg.push_pages(buf, 100, 600).unwrap();
+        }
+        let n = sg.len();
+        let flags = KiocbFlags::DSYNC;
+        assert_eq!(f.write_sg(&sg, 0, n, 5, flags), Ok(n));
+        assert_eq!(f.size(), Ok(n as u64 + 5));
+        let mut back = SGTable::alloc(n).unwrap();
+        let none = KiocbFlags::empty();
+        assert_eq!(f.read_sg(&mut back, 0, n, 5, none), Ok(n));
+        assert_eq!(back.compare_sg(0, &sg, 0, n), Ok(None));
+        // Short at the end of the file, nothing beyond.
+        assert_eq!(f.read_sg(&mut back, 0, n, 6, none), Ok(n - 1));
+        assert_eq!(f.read_sg(&mut back, 0, n, 1 << 40, none), Ok(0));
+        assert_eq!(f.read_sg(&mut back, 1, n, 0, none), Err(code::EINVAL));
+        assert_eq!(
+            f.read_sg(&mut back, 0, n, u64::MAX, none),
+            Err(code::EINVAL)
+        );
+    }
+
+    #[test]
+    fn nowait_reads_what_is_cached_where_it_is_supported() {
+        let (_t, f) = temp();
+        f.write_at(&[3; 10_000], 0).unwrap();
+        let mut sg = SGTable::alloc(10_000).unwrap();
+        let r = f.read_sg(&mut sg, 0, 10_000, 0, KiocbFlags::NOWAIT);
+        if f.supports_nowait_read() {
+            assert!(matches!(r, Ok(1..=10_000) | Err(code::EAGAIN)), "{r:?}");
+        } else {
+            assert_eq!(r, Err(code::EOPNOTSUPP));
+        }
+    }
+
+    #[test]
+    fn holes() {
+        let (_t, f) = temp();
+        f.write_at(&[1; 3 << 16], 0).unwrap();
+        if f.punch_hole(1 << 16, 1 << 16) == Err(code::EOPNOTSUPP) {
+            return;
+        }
+        assert_eq!(f.size(), Ok(3 << 16));
+        assert_eq!(f.seek_hole(0), Ok(Some(1 << 16)));
+        assert_eq!(f.seek_data(1 << 16), Ok(Some(2 << 16)));
+        assert_eq!(f.seek_data(3 << 16), Ok(None));
+        assert_eq!(f.seek_hole(4 << 16), Ok(None));
+        let mut b = [9; 2];
+        f.read_at(&mut b, (2 << 16) - 1).unwrap();
+        assert_eq!(b, [0, 1]);
+        f.punch_hole(0, 0).unwrap();
+        f.set_size(100).unwrap();
+        assert_eq!(f.read_at(&mut b, 99), Ok(1));
+        f.allocate(0, 1 << 16).unwrap();
+        assert_eq!(f.size(), Ok(1 << 16));
+        assert!(f.allocated().unwrap() >= 1 << 16);
+        f.fsync().unwrap();
+        f.sync_range_dsync(0, 10).unwrap();
+    }
+
+    #[test]
+    fn direct_io_checks_alignment_before_the_host_does() {
+        let t = tempfile::NamedTempFile::new().unwrap();
+        t.as_file().set_len(1 << 16).unwrap();
+        let Ok(f) = File::open(t.path(), &OpenOptions::new().direct(true)) else {
+            return;
+        };
+        assert!(f.is_direct());
+        let align = f.dio_align();
+        assert!(align >= 512 && align.is_power_of_two());
+        let mut sg = SGTable::alloc(8192).unwrap();
+        let mut read = |at, len, pos| f.read_sg(&mut sg, at, len, pos, KiocbFlags::empty());
+        assert_eq!(read(0, 4096, 4096), Ok(4096));
+        assert_eq!(read(0, 4096, 1), Err(code::EINVAL));
+        assert_eq!(read(0, 100, 0), Err(code::EINVAL));
+        assert_eq!(read(1, 4096, 0), Err(code::EINVAL));
+    }
+
+    #[test]
+    fn options() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let new = OpenOptions::new();
+        assert_eq!(File::open(&path, &new).err(), Some(code::ENOENT));
+        let create = new.clone().create_new(true).mode(0o600).dsync(true);
+        File::open(&path, &create)
+            .unwrap()
+            .write_at(b"abc", 0)
+            .unwrap();
+        assert_eq!(File::open(&path, &create).err(), Some(code::EEXIST));
+        let ro = File::open(&path, &new.clone().read_only(true)).unwrap();
+        assert!(ro.is_read_only() && !ro.is_block_device());
+        assert_eq!(ro.write_at(b"x", 0), Err(code::EBADF));
+        assert_eq!(ro.path(), path);
+        assert_eq!(crate::fs::read(&path, 3), Ok(b"abc".to_vec()));
+        assert_eq!(crate::fs::read(&path, 2), Err(code::EFBIG));
+        let claim = new.clone().exclusive(true);
+        let held = File::open(&path, &claim).unwrap();
+        assert_eq!(File::open(&path, &claim).err(), Some(code::EBUSY));
+        drop(held);
+        File::open(&path, &claim).unwrap();
+        let cut = File::open(&path, &new.truncate(true)).unwrap();
+        assert_eq!(cut.size(), Ok(0));
+        let moved = dir.path().join("g");
+        crate::fs::rename(&path, &moved).unwrap();
+        crate::fs::sync_dir(dir.path()).unwrap();
+        assert_eq!(
+            crate::fs::canonicalize(&moved).unwrap().file_name(),
+            moved.file_name()
+        );
+        crate::fs::unlink(&moved).unwrap();
+        assert_eq!(crate::fs::unlink(&moved), Err(code::ENOENT));
+    }
+}

@@ -375,3 +375,26 @@ pub(crate) fn dio_align(fd: BorrowedFd<'_>) -> usize {
         _ => DEFAULT,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fifo_is_refused_without_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        let mode = Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, mode, 0).unwrap();
+        for read_only in [false, true] {
+            let r = open(
+                &path,
+                Flags {
+                    read_only,
+                    ..Flags::default()
+                },
+            );
+            assert_eq!(r.err(), Some(code::EINVAL));
+        }
+    }
+}
