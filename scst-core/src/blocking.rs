@@ -47,10 +47,13 @@
 mod tests;
 
 use crate::parking::{Abortable, Released};
+use kshim::might_sleep;
 use kshim::percpu::PercpuCounter;
+use kshim::sync::Completion;
 use kshim::sync::SpinLock;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 /// How a command wants the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -325,13 +328,25 @@ impl<T: HasBlockTicket> DevBlock<T> {
         st.ext_blocks += 1;
         self.blocked.store(true, Ordering::SeqCst);
         if let Some(f) = on_drained {
-            if self.on_dev.sum() != 0 {
-                st.on_drained.push(f);
-            } else {
+            if self.is_drained() {
                 drop(st);
                 f();
+            } else {
+                st.on_drained.push(f);
             }
         }
+    }
+
+    /// [`Self::block`], and waits until no command is on the device.
+    ///
+    /// Context: may sleep; not from a command that is on the device itself.
+    #[doc(alias = "scst_sync_ext_block_dev")]
+    pub fn block_and_drain(&self) {
+        might_sleep!();
+        let drained = Arc::new(Completion::new());
+        let tell = Arc::clone(&drained);
+        self.block(Some(Box::new(move || tell.complete())));
+        drained.wait_for_completion();
     }
 
     /// Ends one [`Self::block`]. If that is the last one and somebody still waits for the device to be drained, it takes
@@ -400,6 +415,14 @@ impl<T: HasBlockTicket> DevBlock<T> {
         !self.blocked.load(Ordering::SeqCst) && self.on_dev.sum() == 0
     }
 
+    /// Whether no command is on the device. The flag must be set, and the lock held.
+    fn is_drained(&self) -> bool {
+        // The counter's slots come into being when threads first use them: this makes slots visible whose commands
+        // did not see the flag.
+        fence(Ordering::SeqCst);
+        self.on_dev.sum() == 0
+    }
+
     fn count_in(&self, ticket: &mut BlockTicket, stage: Stage) {
         self.on_dev.inc();
         ticket.stage = stage;
@@ -420,7 +443,7 @@ impl<T: HasBlockTicket> DevBlock<T> {
         // Before any counter is looked at: see the module's docs.
         self.blocked.store(true, Ordering::SeqCst);
         let mut drained = Vec::new();
-        if !st.on_drained.is_empty() && self.on_dev.sum() == 0 {
+        if !st.on_drained.is_empty() && self.is_drained() {
             drained = std::mem::take(&mut st.on_drained);
             st.ext_blocks -= std::mem::take(&mut st.early_unblocks);
         }
@@ -429,7 +452,7 @@ impl<T: HasBlockTicket> DevBlock<T> {
                 break;
             };
             match item.block_ticket().class {
-                Class::StrictlySerialized if self.on_dev.sum() != 0 => {
+                Class::StrictlySerialized if !self.is_drained() => {
                     st.strict = Some(item);
                     break;
                 }

@@ -24,6 +24,7 @@ pub mod order;
 pub mod parking;
 pub mod sense;
 pub mod session;
+pub mod sgv;
 pub mod stats;
 pub mod template;
 pub mod tgt;

@@ -106,6 +106,31 @@ impl OrderTicket {
         self.aca_allowed
     }
 
+    /// Takes out what [`OrderData::post_exec`] needs, for the call of a handler that may keep the command: the handler may
+    /// complete it on another thread before its call returns. What the command keeps says that it is passed (or still
+    /// HEAD OF QUEUE, or to be passed when done: then the detached ticket does nothing).
+    #[inline]
+    pub fn detach(&mut self) -> Self {
+        if self.stage != Stage::Numbered || self.inc_on_done {
+            return Self::default();
+        }
+        self.stage = Stage::Passed;
+        Self {
+            sn: self.sn,
+            stage: Stage::Numbered,
+            ..Self::default()
+        }
+    }
+
+    /// Undoes [`Self::detach`]: the handler gave the command back without executing it.
+    #[inline]
+    pub fn reattach(&mut self, detached: Self) {
+        if detached.stage == Stage::Numbered {
+            debug_assert!(self.stage == Stage::Passed && self.sn == detached.sn);
+            self.stage = Stage::Numbered;
+        }
+    }
+
     /// Whether nothing of the command is accounted (any more): it may be recycled.
     #[inline]
     pub fn is_settled(&self) -> bool {

@@ -293,6 +293,30 @@ fn bypassing_commands_are_not_counted() {
     assert!(dev.is_idle());
 }
 
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a plain thread is enough")]
+fn waits_until_drained() {
+    let dev = DevBlock::new();
+    let item = Item::new(0, Class::Normal);
+    let Enter::Go(mut item) = dev.enter(item, Class::Normal, Place::Tail) else {
+        panic!("free")
+    };
+    let left = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            while !dev.is_ext_blocked() {
+                std::hint::spin_loop();
+            }
+            left.store(true, Ordering::SeqCst);
+            assert!(dev.leave(&mut item.ticket).is_empty());
+        });
+        dev.block_and_drain();
+        assert!(left.load(Ordering::SeqCst));
+    });
+    assert!(dev.unblock().is_empty());
+    assert!(dev.is_idle());
+}
+
 /// What the threads of the stress test look at.
 struct Arena {
     dev: DevBlock<Item>,

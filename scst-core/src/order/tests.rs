@@ -436,6 +436,32 @@ fn returns_to_the_fast_mode_while_commands_are_under_way() {
 }
 
 #[test]
+fn a_detached_ticket_passes_for_its_command() {
+    let order = OrderData::<Item>::new();
+    let mut t = OrderTicket::default();
+    order.set_sn(&mut t, QueueType::Simple, false);
+    let d = t.detach();
+    assert!(t.is_settled());
+    t.reattach(d);
+    let mut d = t.detach();
+    // The command comes to its end on another thread, before the handler's call returns.
+    assert!(order.finish(&mut t).is_empty());
+    assert!(!order.is_idle());
+    assert!(order.post_exec(&mut d).is_empty());
+    assert!(order.is_idle());
+    // Those that count otherwise stay with the command.
+    for (q, on_done) in [(QueueType::HeadOfQueue, false), (QueueType::Ordered, true)] {
+        order.set_sn(&mut t, q, on_done);
+        let mut d = t.detach();
+        assert!(order.post_exec(&mut d).is_empty());
+        assert!(!order.is_idle());
+        t.reattach(d);
+        assert!(order.finish(&mut t).is_empty());
+        assert!(order.is_idle());
+    }
+}
+
+#[test]
 fn serial_numbers_wrap() {
     let order = OrderData::new();
     for _ in 0..100 {

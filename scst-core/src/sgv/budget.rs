@@ -1,0 +1,175 @@
+//! Limits on memory, drawn on in batches.
+
+use kshim::cpu;
+use kshim::error::{Result, code};
+use kshim::percpu::CachePadded;
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+
+/// Logarithm of the page size in which memory is counted.
+pub const PAGE_SHIFT: u32 = 12;
+
+/// Places for credit: threads with the same index modulo this share one.
+const SHARDS: usize = 8;
+
+/// Credit is taken from the common account in pieces of at most so many pages.
+const MAX_BATCH: i64 = 64;
+
+/// Attempts near the limit, where credit of others has to be called in that they draw on at the same time.
+const ATTEMPTS: u32 = 4;
+
+/// Pages for `len` bytes.
+///
+/// # Errors
+///
+/// `ENOMEM` if that is more than anybody may have (8 TiB).
+pub fn pages_of(len: usize) -> Result<u32> {
+    match u32::try_from(len.div_ceil(1 << PAGE_SHIFT)) {
+        Ok(pages) if pages <= i32::MAX as u32 => Ok(pages),
+        _ => Err(code::ENOMEM),
+    }
+}
+
+/// A limit on memory in use: never exceeded, and the whole of it can be used.
+///
+/// `charged` is what was taken from the limit: memory in use, and credit that threads keep for their next charges. A charge is
+/// taken from the thread's own credit; if that is not enough, `charged` grows by the missing pages and a batch. Near the limit all credit
+/// is called in first.
+///
+/// Context: any thread; nothing sleeps.
+#[doc(alias = "scst_mem_lim")]
+#[derive(Debug)]
+pub struct MemLim {
+    limit: AtomicI64,
+    charged: AtomicI64,
+    batch: AtomicU32,
+    credits: [CachePadded<AtomicI64>; SHARDS],
+}
+
+impl MemLim {
+    /// A limit of so many bytes (rounded down to pages).
+    pub fn new(bytes: u64) -> Self {
+        let lim = Self {
+            limit: AtomicI64::new(0),
+            charged: AtomicI64::new(0),
+            batch: AtomicU32::new(0),
+            credits: std::array::from_fn(|_| CachePadded::new(AtomicI64::new(0))),
+        };
+        lim.set_limit(bytes);
+        lim
+    }
+
+    /// Changes the limit. If more is in use now, charges fail until enough is given back.
+    pub fn set_limit(&self, bytes: u64) {
+        let pages = i64::try_from(bytes >> PAGE_SHIFT).unwrap_or(i64::MAX >> 1);
+        // All credit together is at most a quarter of the limit.
+        let batch = (pages / (SHARDS as i64 * 8)).min(MAX_BATCH);
+        self.limit.store(pages, Ordering::Relaxed);
+        self.batch.store(batch as u32, Ordering::Relaxed);
+        self.reclaim();
+    }
+
+    /// The limit in pages.
+    #[doc(alias = "max_allowed_pages")]
+    pub fn limit_pages(&self) -> i64 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Pages in use. A snapshot: charges that happen meanwhile may be seen or not.
+    #[doc(alias = "alloced_pages")]
+    pub fn used_pages(&self) -> i64 {
+        let credit: i64 = self.credits.iter().map(|c| c.load(Ordering::Relaxed)).sum();
+        (self.charged.load(Ordering::Relaxed) - credit).max(0)
+    }
+
+    #[inline]
+    fn credit(&self) -> &AtomicI64 {
+        let [first, ..] = &self.credits;
+        self.credits
+            .get(cpu::thread_index() % SHARDS)
+            .unwrap_or(first)
+    }
+
+    /// Takes `pages`; answers whether they were to be had.
+    #[doc(alias = "sgv_check_allowed_mem")]
+    #[inline]
+    pub fn charge(&self, pages: u32) -> bool {
+        let n = i64::from(pages);
+        let credit = self.credit();
+        let mut have = credit.load(Ordering::Relaxed);
+        while have >= n {
+            match credit.compare_exchange_weak(have, have - n, Ordering::Relaxed, Ordering::Relaxed)
+            {
+                Ok(_) => return true,
+                Err(now) => have = now,
+            }
+        }
+        self.charge_slow(n)
+    }
+
+    #[cold]
+    fn charge_slow(&self, n: i64) -> bool {
+        let batch = i64::from(self.batch.load(Ordering::Relaxed));
+        if batch > 0 && self.take(n + batch) {
+            self.credit().fetch_add(batch, Ordering::Relaxed);
+            return true;
+        }
+        for _ in 0..ATTEMPTS {
+            if self.take(n) {
+                return true;
+            }
+            if self.reclaim() == 0 {
+                break;
+            }
+        }
+        self.take(n)
+    }
+
+    fn take(&self, n: i64) -> bool {
+        let limit = self.limit.load(Ordering::Relaxed);
+        let more = |charged: i64| charged.checked_add(n).filter(|c| *c <= limit);
+        self.charged
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .is_ok()
+    }
+
+    /// Gives `pages` back.
+    #[doc(alias = "sgv_uncheck_allowed_mem")]
+    #[inline]
+    pub fn uncharge(&self, pages: u32) {
+        let n = i64::from(pages);
+        let credit = self.credit();
+        let now = credit.fetch_add(n, Ordering::Relaxed) + n;
+        let batch = i64::from(self.batch.load(Ordering::Relaxed));
+        if now > 2 * batch {
+            self.uncharge_slow(credit, batch);
+        }
+    }
+
+    /// Leaves a batch of credit, and gives the rest back.
+    #[cold]
+    fn uncharge_slow(&self, credit: &AtomicI64, batch: i64) {
+        let keep = |c: i64| (c > batch).then_some(batch);
+        if let Ok(had) = credit.fetch_update(Ordering::Relaxed, Ordering::Relaxed, keep) {
+            self.charged.fetch_sub(had - batch, Ordering::Relaxed);
+        }
+    }
+
+    /// Calls in all credit; answers how much it was.
+    pub fn reclaim(&self) -> i64 {
+        let mut back = 0;
+        for c in &self.credits {
+            if c.load(Ordering::Relaxed) > 0 {
+                back += c.swap(0, Ordering::Relaxed);
+            }
+        }
+        self.charged.fetch_sub(back, Ordering::Relaxed);
+        back
+    }
+}
+
+#[cfg(test)]
+impl MemLim {
+    pub(super) fn charged_for_test(&self) -> i64 {
+        self.charged.load(Ordering::Relaxed)
+    }
+}
