@@ -124,8 +124,8 @@ impl OrderTicket {
 
     /// Undoes [`Self::detach`]: the handler gave the command back without executing it.
     #[inline]
-    pub fn reattach(&mut self, detached: Self) {
-        if detached.stage == Stage::Numbered {
+    pub fn reattach(&mut self, mut detached: Self) {
+        if std::mem::take(&mut detached.stage) == Stage::Numbered {
             debug_assert!(self.stage == Stage::Passed && self.sn == detached.sn);
             self.stage = Stage::Numbered;
         }

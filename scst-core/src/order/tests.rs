@@ -650,16 +650,15 @@ impl Arena {
             }
             _ => return,
         };
-        let mut low = self.low.load(Ordering::Relaxed).min(first);
+        let low = self.low.load(Ordering::Relaxed).min(first);
         for j in low..first {
             let counts = self.kinds[j] != QueueType::HeadOfQueue;
             assert!(
                 !counts || self.passed[j].load(Ordering::Relaxed),
                 "{id} before {j}"
             );
-            low = j + 1;
         }
-        self.low.fetch_max(low, Ordering::Relaxed);
+        self.low.fetch_max(first, Ordering::Relaxed);
     }
 }
 

@@ -231,9 +231,8 @@ impl LatStats {
             sum = sum.saturating_add(e.sum);
             sumsq = sumsq.saturating_add(e.sumsq);
         }
-        if count > 0 {
-            // A command is once in each state, so its total is the sum over the states of the averages.
-            let avg = states.saturating_mul(sum) / count;
+        // A command is once in each state, so its total is the sum over the states of the averages.
+        if let Some(avg) = states.saturating_mul(sum).checked_div(count) {
             let dev = stddev(count, sum, sumsq).saturating_mul(states);
             let _ = writeln!(
                 text,
