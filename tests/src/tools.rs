@@ -112,6 +112,18 @@ pub fn missing_in_ci(why: &str) {
     let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
 }
 
+/// `qemu-img`, if it can open `iscsi://` (the driver is a module in a package of its own); else as [`require`].
+pub fn require_qemu_img() -> Option<PathBuf> {
+    let [qemu] = require(["qemu-img"])?;
+    let url = "iscsi://127.0.0.1:1/iqn.none/0";
+    let said = run(&qemu, &["info", url], Duration::from_secs(30)).stderr;
+    if said.contains("Unable to load module") || said.contains("Unknown protocol") {
+        missing_in_ci("qemu-img has no iscsi driver (package qemu-block-extra)");
+        return None;
+    }
+    Some(qemu)
+}
+
 /// The number in environment variable `name`, or `default`.
 ///
 /// # Panics

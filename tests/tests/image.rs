@@ -1,0 +1,259 @@
+//! A file system of real files travels through qemu-img to a LUN and back unharmed; what was acknowledged as durable
+//! outlives kill -9.
+//!
+//! `SCST_IMAGE_MIB` sets the size of the image (64), `SCST_KILL_ROUNDS` the number of kills (3).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use scst_tests::rng::stamped_blocks;
+use scst_tests::scsi;
+use scst_tests::tools::{env_number, require, require_qemu_img, run, sha256};
+use scst_tests::{Command, Rng, Server, ServerOptions};
+
+const LIMIT: Duration = Duration::from_secs(600);
+
+struct Tools {
+    qemu: PathBuf,
+    mke2fs: PathBuf,
+    e2fsck: PathBuf,
+}
+
+fn tools() -> Option<Tools> {
+    let [mke2fs, e2fsck, _] = require(["mke2fs", "e2fsck", "sha256sum"])?;
+    Some(Tools {
+        qemu: require_qemu_img()?,
+        mke2fs,
+        e2fsck,
+    })
+}
+
+impl Tools {
+    /// An ext4 image of `mib` MiB, two thirds full of files of many sizes.
+    fn make_image(&self, dir: &Path, mib: u64) -> PathBuf {
+        let tree = dir.join("tree");
+        let mut rng = Rng::from_env(11);
+        let mut left = mib * (1 << 20) * 2 / 3;
+        let mut n = 0;
+        while left > 0 {
+            let folder = tree
+                .join(format!("d{}", n % 17))
+                .join(format!("e{}", n % 5));
+            fs::create_dir_all(&folder).unwrap();
+            let most = if rng.one_in(8) { 4 << 20 } else { 64 << 10 };
+            let len = rng.below(most).min(left) + 1;
+            let data = if rng.one_in(4) {
+                vec![0; len as usize]
+            } else {
+                rng.bytes(len as usize)
+            };
+            fs::write(folder.join(format!("f{n}")), data).unwrap();
+            left = left.saturating_sub(len);
+            n += 1;
+        }
+        let image = dir.join("fs.img");
+        let (from, to) = (tree.to_str().unwrap(), image.to_str().unwrap());
+        run(
+            &self.mke2fs,
+            &["-q", "-t", "ext4", "-d", from, to, &format!("{mib}M")],
+            LIMIT,
+        )
+        .success();
+        println!("{n} files in {mib} MiB");
+        image
+    }
+
+    fn write(&self, image: &Path, url: &str) {
+        // Write-back: qemu-img flushes the target's cache at the end.
+        let image = image.to_str().unwrap();
+        let args = [
+            "convert",
+            "-n",
+            "-t",
+            "writeback",
+            "-f",
+            "raw",
+            "-O",
+            "raw",
+            image,
+            url,
+        ];
+        run(&self.qemu, &args, LIMIT).success();
+    }
+
+    /// Reads the LUN's first `len` bytes back and compares: same bytes, sound file system.
+    fn check(&self, url: &str, dir: &Path, len: u64, digest: &str) {
+        let back = dir.join("back.img");
+        let args = [
+            "convert",
+            "-f",
+            "raw",
+            "-O",
+            "raw",
+            url,
+            back.to_str().unwrap(),
+        ];
+        run(&self.qemu, &args, LIMIT).success();
+        // An external target's LUN may be larger.
+        fs::File::options()
+            .write(true)
+            .open(&back)
+            .unwrap()
+            .set_len(len)
+            .unwrap();
+        assert_eq!(sha256(&back), digest, "the image came back changed");
+        run(&self.e2fsck, &["-fn", back.to_str().unwrap()], LIMIT).success();
+        fs::remove_file(back).unwrap();
+    }
+}
+
+#[test]
+fn a_file_system_survives_the_way_there_and_back_and_kill9() {
+    let Some(tools) = tools() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mib = env_number("SCST_IMAGE_MIB", 64);
+    let image = tools.make_image(dir.path(), mib);
+    let digest = sha256(&image);
+    // The LUN starts full of other data: zeros of the image must really be written (or unmapped).
+    let path = dir.path().join("disk.img");
+    let junk = Rng::new(5).bytes(1 << 20);
+    let mut all = Vec::new();
+    (0..mib).for_each(|_| all.extend_from_slice(&junk));
+    fs::write(&path, all).unwrap();
+    let mut server = Server::start(&ServerOptions::file(&path));
+    tools.write(&image, &server.url(0));
+    tools.check(&server.url(0), dir.path(), mib << 20, &digest);
+    if Server::is_external() {
+        return;
+    }
+    server.restart();
+    tools.check(&server.url(0), dir.path(), mib << 20, &digest);
+    assert!(server.stop().success());
+    assert_eq!(sha256(&path), digest);
+}
+
+#[test]
+fn a_file_system_survives_the_way_through_a_ram_disk() {
+    let Some(tools) = tools() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mib = env_number("SCST_IMAGE_MIB", 64);
+    let image = tools.make_image(dir.path(), mib);
+    let server = Server::start(&ServerOptions::lun(format!("{mib}M")));
+    tools.write(&image, &server.url(0));
+    tools.check(&server.url(0), dir.path(), mib << 20, &sha256(&image));
+}
+
+/// Blocks of the LUN in the kill test, and of one write.
+const EXTENTS: u64 = 256;
+const EXTENT_BLOCKS: u64 = 16;
+
+#[test]
+fn acknowledged_durable_writes_outlive_kill9() {
+    if Server::is_external() {
+        return;
+    }
+    let rounds = env_number("SCST_KILL_ROUNDS", 3);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.img");
+    let blocks = EXTENTS * EXTENT_BLOCKS;
+    fs::write(&path, vec![0; (blocks * 512) as usize]).unwrap();
+    let mut rng = Rng::from_env(21);
+    let mut server = Server::start_own(&ServerOptions::file(&path));
+    // Generation of each extent: durable for sure, and newest that was sent.
+    let mut durable = vec![0u64; EXTENTS as usize];
+    let mut sent = durable.clone();
+    for round in 1..=rounds {
+        let moment = Duration::from_micros(rng.below(40_000));
+        write_until_killed(
+            &mut server,
+            moment,
+            round,
+            &mut rng,
+            &mut durable,
+            &mut sent,
+        );
+        server.restart();
+        let mut s = server.session(1);
+        for extent in 0..EXTENTS {
+            let (lba, i) = (extent * EXTENT_BLOCKS, extent as usize);
+            let data = s.read_blocks(0, lba, EXTENT_BLOCKS as u32).unwrap();
+            let found = (durable[i]..=sent[i]).find(|&g| {
+                if g == 0 {
+                    data.iter().all(|&b| b == 0)
+                } else {
+                    data == stamped_blocks(lba, EXTENT_BLOCKS, g)
+                }
+            });
+            let Some(found) = found else {
+                // A write that was under way may be torn between blocks, but nothing older than the durable one.
+                assert!(
+                    sent[i] > durable[i],
+                    "round {round}: extent {extent} lost generation {}",
+                    durable[i]
+                );
+                let new = stamped_blocks(lba, EXTENT_BLOCKS, sent[i]);
+                s.write_blocks(0, lba, &new).unwrap();
+                durable[i] = sent[i];
+                continue;
+            };
+            (durable[i], sent[i]) = (found, found);
+        }
+        s.scsi(&Command::new(0, scsi::synchronize_cache10()))
+            .unwrap()
+            .good();
+        s.close().unwrap();
+    }
+}
+
+/// Writes with FUA, eight commands in flight to different extents, until the server is killed after `moment`.
+fn write_until_killed(
+    server: &mut Server,
+    moment: Duration,
+    round: u64,
+    rng: &mut Rng,
+    durable: &mut [u64],
+    sent: &mut [u64],
+) {
+    let mut s = server.session(1);
+    let acknowledged = AtomicU64::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(moment);
+            server.kill9();
+        });
+        let mut in_flight: Vec<(u32, u64, u64)> = Vec::new();
+        loop {
+            let extent = rng.below(EXTENTS);
+            if in_flight.len() < 8 && !in_flight.iter().any(|f| f.1 == extent) {
+                let generation = (sent[extent as usize] + 1).max(round << 32);
+                let lba = extent * EXTENT_BLOCKS;
+                let data = stamped_blocks(lba, EXTENT_BLOCKS, generation);
+                let cdb = scsi::write16_fua(lba, EXTENT_BLOCKS as u32);
+                sent[extent as usize] = generation;
+                match s.submit(&Command::write(0, cdb, data)) {
+                    Ok(tag) => in_flight.push((tag, extent, generation)),
+                    Err(e) if e.is_closed() => break,
+                    Err(e) => panic!("{e}"),
+                }
+                continue;
+            }
+            let (tag, extent, generation) = in_flight.remove(0);
+            match s.wait_scsi(tag) {
+                Ok(reply) => {
+                    assert!(reply.is_good(), "{reply}");
+                    durable[extent as usize] = generation;
+                    acknowledged.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(e) if e.is_closed() => break,
+                Err(e) => panic!("{e}"),
+            }
+        }
+    });
+    println!(
+        "round {round}: {} writes acknowledged before the kill",
+        acknowledged.into_inner()
+    );
+}
