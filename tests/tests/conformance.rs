@@ -33,7 +33,7 @@ const FAMILIES: [&str; 28] = [
     "StartStopUnit",
     "PreventAllow",
     "ReadOnly",
-    "NoMedia",
+    "ReadDefectData12",
     "ReadDefectData10",
     "iSCSIcmdsn",
     "iSCSIdatasn",

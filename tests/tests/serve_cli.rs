@@ -293,7 +293,7 @@ fn read_only_luns_refuse_writes() {
     let write = scst_tests::Command::write(0, scst_tests::scsi::write10(0, 1), vec![1; 512]);
     // DATA PROTECT, WRITE PROTECTED.
     assert_eq!(s.scsi(&write).unwrap().sense_code(), (7, 0x27, 0));
-    assert_eq!(s.read_blocks(0, 0, 1).unwrap(), [0; 512]);
+    s.expect_blocks(0, 0, &[0; 512]);
 }
 
 #[test]
@@ -319,7 +319,7 @@ fn data_of_an_existing_file_is_served_and_kept() {
     fs::write(&path, &data).unwrap();
     let server = Server::start_own(&ServerOptions::file(&path));
     let mut s = server.session(1);
-    assert!(s.read_blocks(0, 0, 2048).unwrap() == data);
+    s.expect_blocks(0, 0, &data);
     let new = scst_tests::rng::stamped_blocks(100, 8, 2);
     s.write_blocks(0, 100, &new).unwrap();
     s.close().unwrap();

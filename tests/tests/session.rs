@@ -35,10 +35,7 @@ fn data_travels_right_in_every_mode() {
                 let lba = rng.below(1000);
                 let data = rng.bytes(blocks as usize * 512);
                 s.write_blocks(lun, lba, &data).unwrap();
-                assert!(
-                    s.read_blocks(lun, lba, blocks).unwrap() == data,
-                    "{r2t} {immediate} {blocks}"
-                );
+                s.expect_blocks(lun, lba, &data);
             }
             s.assert_clean();
             assert_eq!(s.close().unwrap(), 0);
@@ -65,7 +62,7 @@ fn digests_protect_both_directions() {
         s.clear_ua(lun).unwrap();
         let bytes = Rng::new(7).bytes(300 * 512);
         s.write_blocks(lun, 5, &bytes).unwrap();
-        assert!(s.read_blocks(lun, 5, 300).unwrap() == bytes);
+        s.expect_blocks(lun, 5, &bytes);
         s.assert_clean();
         s.close().unwrap();
     }
@@ -180,7 +177,7 @@ fn login_with_the_same_name_and_isid_takes_the_old_sessions_place() {
     new.write_blocks(lun, 0, &[0x5a; 512]).unwrap();
     let gone = old.scsi(&Command::new(lun, scsi::test_unit_ready()));
     assert!(matches!(&gone, Err(e) if e.is_closed()), "{gone:?}");
-    assert_eq!(new.read_blocks(lun, 0, 1).unwrap(), [0x5a; 512]);
+    new.expect_blocks(lun, 0, &[0x5a; 512]);
     new.assert_clean();
 }
 
@@ -210,7 +207,7 @@ fn commands_are_executed_in_the_order_of_their_numbers() {
     s.cmd_sn = after;
     assert!(s.wait_scsi(first).unwrap().is_good());
     assert!(s.wait_scsi(second).unwrap().is_good());
-    assert_eq!(s.read_blocks(lun, 0, 1).unwrap(), [2; 512]);
+    s.expect_blocks(lun, 0, &[2; 512]);
 }
 
 #[test]
@@ -229,7 +226,7 @@ fn a_held_burst_lets_other_commands_pass() {
     assert_eq!(s.held(tag).len(), 1, "one R2T outstanding");
     s.answer_held(tag).unwrap();
     assert!(s.wait_scsi(tag).unwrap().is_good());
-    assert!(s.read_blocks(lun, 0, 256).unwrap() == data);
+    s.expect_blocks(lun, 0, &data);
     s.assert_clean();
 }
 

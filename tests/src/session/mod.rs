@@ -518,6 +518,18 @@ impl Session {
         Ok(itt)
     }
 
+    /// Makes room for an answer with this tag to a PDU that is sent by other means.
+    pub fn expect_answer(&mut self, itt: u32) {
+        self.expect(itt, Pending::default());
+    }
+
+    /// The end of a request, if it came already.
+    pub fn take_answer(&mut self, itt: u32) -> Option<Outcome> {
+        let outcome = self.done.remove(&itt)?;
+        self.order.retain(|&i| i != itt);
+        Some(outcome)
+    }
+
     fn expect(&mut self, itt: u32, pending: Pending) {
         self.pending.insert(itt, pending);
     }
@@ -526,8 +538,7 @@ impl Session {
     pub fn wait(&mut self, itt: u32) -> Result<Outcome, Error> {
         let deadline = Instant::now() + self.wire.timeout;
         loop {
-            if let Some(outcome) = self.done.remove(&itt) {
-                self.order.retain(|&i| i != itt);
+            if let Some(outcome) = self.take_answer(itt) {
                 return Ok(outcome);
             }
             if !self.pending.contains_key(&itt) {
@@ -650,12 +661,40 @@ impl Session {
     }
 
     /// READ(16) of 512-byte blocks; must succeed.
+    #[track_caller]
     pub fn read_blocks(&mut self, lun: u16, lba: u64, blocks: u32) -> Result<Vec<u8>, Error> {
         let command = Command::read(lun, scsi::read16(lba, blocks), blocks * 512);
         Ok(self.scsi(&command)?.good())
     }
 
+    /// Reads as many blocks as `expected` has and compares.
+    ///
+    /// # Panics
+    ///
+    /// If they differ, with the first place, and not with all the bytes.
+    #[track_caller]
+    pub fn expect_blocks(&mut self, lun: u16, lba: u64, expected: &[u8]) {
+        let data = match self.read_blocks(lun, lba, (expected.len() / 512) as u32) {
+            Ok(data) => data,
+            Err(e) => panic!("reading {} bytes at LBA {lba}: {e}", expected.len()),
+        };
+        assert_eq!(
+            data.len(),
+            expected.len(),
+            "length of what was read at LBA {lba}"
+        );
+        if let Some(at) = (0..data.len()).find(|&i| data[i] != expected[i]) {
+            let (is, want) = (data[at], expected[at]);
+            panic!(
+                "LBA {}, byte {}: {is:02x}, expected {want:02x}",
+                lba + at as u64 / 512,
+                at % 512
+            );
+        }
+    }
+
     /// WRITE(16) of 512-byte blocks; must succeed.
+    #[track_caller]
     pub fn write_blocks(&mut self, lun: u16, lba: u64, data: &[u8]) -> Result<(), Error> {
         let blocks = (data.len() / 512) as u32;
         let command = Command::write(lun, scsi::write16(lba, blocks), data.to_vec());
