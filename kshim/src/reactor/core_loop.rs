@@ -18,6 +18,9 @@ use crate::time::{Delta, Instant};
 /// The bell's key: no token has it, as [`MAX_SOURCES`] is smaller than its index.
 const KEY_BELL: u64 = u32::MAX as u64;
 
+/// Room for posted closures that is kept between rounds.
+const POSTS_KEPT: usize = 256;
+
 /// One place for a source. A vacant slot keeps its generation, which grows with each use.
 struct Slot {
     generation: u32,
@@ -69,6 +72,15 @@ pub(super) struct Core {
 
 fn idx(i: u32) -> usize {
     usize::try_from(i).expect("usize has at least 32 bits here")
+}
+
+/// What a panic said.
+fn panic_text(cause: &(dyn core::any::Any + Send)) -> &str {
+    cause
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| cause.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
 }
 
 /// Adds to a counter that only this thread writes.
@@ -276,11 +288,7 @@ impl Core {
     }
 
     fn panicked(&self, who: &str, cause: &(dyn core::any::Any + Send)) {
-        let text = cause
-            .downcast_ref::<&str>()
-            .copied()
-            .or_else(|| cause.downcast_ref::<String>().map(String::as_str))
-            .unwrap_or("no message");
+        let text = panic_text(cause);
         count(&self.shared().counters.panics, 1);
         crate::pr_err!(
             "{}: {who} panicked and was removed: {text}",
@@ -327,6 +335,8 @@ impl Core {
                 self.reap();
             }
         }
+        // A burst must not leave its peak behind.
+        posts.shrink_to(POSTS_KEPT);
         self.posts = posts;
     }
 
@@ -387,7 +397,20 @@ impl Core {
     }
 
     /// Runs until [`super::Reactor::stop`].
-    pub(super) fn run(mut self) {
+    pub(super) fn run(self) {
+        let handle = self.handle.clone();
+        // Sources cannot get here; this is for bugs of the reactor itself.
+        if let Err(cause) = catch_unwind(AssertUnwindSafe(|| self.run_rounds())) {
+            handle.shared.mailbox.close();
+            let text = panic_text(&*cause);
+            crate::pr_emerg!(
+                "{}: the reactor itself panicked and is gone: {text}",
+                handle.name()
+            );
+        }
+    }
+
+    fn run_rounds(mut self) {
         while !self.shared().mailbox.stop_requested() {
             self.round();
             let end = self.check_duration();

@@ -340,6 +340,7 @@ impl Reactor {
     /// Errors: EINVAL (`KSHIM_POLLER` holds nonsense; no such CPU), those of the poller if one was asked for by name
     /// (ENOSYS, EPERM, EOPNOTSUPP), EAGAIN (no more threads), EMFILE, ENOMEM.
     pub fn spawn(cfg: ReactorConfig) -> Result<Reactor> {
+        crate::might_sleep!();
         let env = crate::sys::linux::proc::env("KSHIM_POLLER");
         let kind = poller::choose(cfg.poller, env.as_deref())?;
         let shared = Arc::new(Shared {
@@ -403,6 +404,7 @@ impl Drop for Reactor {
             return;
         }
         if let Some(t) = self.thread.take() {
+            crate::might_sleep!();
             t.join();
         }
     }

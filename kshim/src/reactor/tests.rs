@@ -666,6 +666,25 @@ fn stop_runs_what_was_accepted_and_removes_what_lives() {
 }
 
 #[test]
+fn stop_closes_the_sockets() {
+    for kind in kinds() {
+        let r = spawn_checked(kind).unwrap();
+        let (tx, _rx) = unbounded();
+        let mut peers = Vec::new();
+        for _ in 0..20 {
+            let (a, b) = Socket::pair().unwrap();
+            add(&r.handle(), Some(a.poll_fd()), Echo::new(a, tx.clone()));
+            peers.push(b);
+        }
+        r.stop();
+        // No waiting: nothing may hold the files once the reactor has ended.
+        for p in &peers {
+            assert_eq!(p.recv_bytes(&mut [0]), Ok(0), "{kind:?}");
+        }
+    }
+}
+
+#[test]
 fn stopping_from_the_inside_does_not_hang() {
     for kind in kinds() {
         let r = spawn_checked(kind).unwrap();

@@ -75,6 +75,7 @@ pub(crate) fn accept(fd: &PollFd) -> Result<(PollFd, SocketAddr)> {
 
 /// A connected, non-blocking TCP socket. Sleeps until the connection stands or fails.
 pub(crate) fn connect(addr: SocketAddr) -> Result<PollFd> {
+    crate::might_sleep!();
     let fd = net::socket_with(family(&addr), SocketType::STREAM, FLAGS, None)?;
     match net::connect(&fd, &addr) {
         Ok(()) => {}
@@ -151,6 +152,7 @@ pub(crate) fn shutdown(fd: &PollFd, read: bool, write: bool) -> Result {
 
 /// Sleeps until one of the asked-for [`bits`] holds; returns those that do, 0 after the timeout.
 pub(crate) fn wait(fd: &PollFd, events: u32, timeout: Timeout) -> Result<u32> {
+    crate::might_sleep!();
     wait_fd(fd, events, timeout)
 }
 

@@ -96,13 +96,11 @@ pub fn raise_termination(signal: Termination) -> Result {
         .iter()
         .find(|(_, t)| *t == signal)
         .map_or(libc::SIGTERM, |(s, _)| *s);
-    // SAFETY: getpid and kill touch no memory of ours.
-    let err = unsafe { libc::kill(libc::getpid(), sig) };
-    if err == 0 {
-        Ok(())
-    } else {
-        Err(Error::from(std::io::Error::last_os_error()))
-    }
+    let sig = rustix::process::Signal::from_named_raw(sig).ok_or(code::EINVAL)?;
+    Ok(rustix::process::kill_process(
+        rustix::process::getpid(),
+        sig,
+    )?)
 }
 
 #[cfg(test)]
