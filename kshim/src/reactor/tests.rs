@@ -1,6 +1,6 @@
 //! Behaviour of reactors, the same for every poller.
 
-#![expect(
+#![allow(
     clippy::disallowed_methods,
     reason = "tests start plain threads and sleep"
 )]
