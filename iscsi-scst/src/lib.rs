@@ -1,6 +1,14 @@
 //! SCST's iSCSI target driver on `scst-core`: login and discovery (the daemon half of the C code) and the full
 //! feature phase (its kernel half).
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::disallowed_methods,
+        clippy::disallowed_types,
+        reason = "tests may use the host's threads and files directly"
+    )
+)]
 #![expect(
     non_ascii_idents,
     reason = "identifiers that zerocopy's derives make; the lint has crate scope only"

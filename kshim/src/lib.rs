@@ -6,6 +6,14 @@
 //!
 //! Every host call goes through [`sys`]; nothing else in the workspace names the standard library's threads,
 //! files, sockets or clocks.
+#![cfg_attr(
+    test,
+    allow(
+        clippy::disallowed_methods,
+        clippy::disallowed_types,
+        reason = "tests may use the host's threads and files directly"
+    )
+)]
 
 pub mod block;
 pub mod bug;

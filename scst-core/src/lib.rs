@@ -6,6 +6,14 @@
 //! access group ([`acg::Acg`]); a `TgtDev` leads to the [`device::Device`], and that to its handler
 //! ([`dev_type::DevHandler`]). A [`cmd::Cmd`] walks [`cmd::CmdState`] from reception to response.
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::disallowed_methods,
+        clippy::disallowed_types,
+        reason = "tests may use the host's threads and files directly"
+    )
+)]
 
 pub mod acg;
 pub mod acn;

@@ -4,11 +4,12 @@
 //! deterministic simulator) can move in beside [`linux`]. The primitives of [`crate::sync`] take their atomics,
 //! locks and parking from [`sync`], so that the model checker loom sees them through the same door.
 
-#[allow(
+#![allow(
     clippy::disallowed_methods,
     clippy::disallowed_types,
     reason = "clippy.toml keeps the host's calls out of all other modules; this is where they belong"
 )]
+
 pub mod linux;
 pub mod sync;
 
