@@ -27,7 +27,7 @@ bitflags! {
         /// For writing.
         #[doc(alias = "BLK_OPEN_WRITE")]
         const WRITE = 1 << 1;
-        /// Alone.
+        /// With a claim, of which there can be one. Opens without it are not kept out.
         #[doc(alias = "BLK_OPEN_EXCL")]
         const EXCL = 1 << 2;
         /// A host file or device: bypass the page cache.
@@ -37,14 +37,19 @@ bitflags! {
 
 /// An open block device: a registered disk, or a device or plain file of the host.
 ///
-/// ```no_run
+/// ```
+/// # let path = std::env::temp_dir().join(format!("kshim-bdev-{}", std::process::id()));
+/// # let new = kshim::fs::OpenOptions::new().create(true);
+/// # kshim::fs::File::open(&path, &new)?.set_size(1 << 20)?;
 /// use std::sync::Arc;
 /// use kshim::block::{Bio, BioOp, BlkMode, BlockDevice};
 /// use kshim::scatterlist::SGTable;
 ///
-/// let bdev = BlockDevice::open("/dev/ram/disk0", BlkMode::READ | BlkMode::WRITE)?;
+/// let bdev = BlockDevice::open(&path, BlkMode::READ | BlkMode::WRITE)?;
+/// assert_eq!(bdev.capacity_bytes(), 1 << 20);
 /// let done = Arc::new(|bio: Bio, status| println!("{bio:?}: {status:?}"));
 /// bdev.submit_bio(Bio::new(BioOp::Read, 0, 4096, done).with_sg(SGTable::alloc(4096)?, 0));
+/// # kshim::fs::unlink(&path)?;
 /// # Ok::<(), kshim::error::Error>(())
 /// ```
 ///
@@ -66,7 +71,7 @@ impl BlockDevice {
     ///
     /// # Errors
     ///
-    /// `EINVAL`: neither for reading nor for writing; no block device or file. `EBUSY`: exclusively open. `EROFS`: for
+    /// `EINVAL`: neither for reading nor for writing; no block device or file. `EBUSY`: another has the claim. `EROFS`: for
     /// writing, but the disk is read-only. Others: those of the driver or `open(2)`.
     #[doc(alias = "bdev_file_open_by_path")]
     pub fn open(path: impl AsRef<Path>, mode: BlkMode) -> Result<Arc<BlockDevice>> {

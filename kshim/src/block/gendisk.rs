@@ -100,31 +100,33 @@ impl Disk {
     }
 
     pub(super) fn open(&self, mode: BlkMode) -> Result {
+        let exclusive = mode.contains(BlkMode::EXCL);
         {
             let mut o = self.openers.lock();
             if self.dead.load(Ordering::SeqCst) {
                 return Err(code::ENODEV);
             }
-            if o.exclusive || (mode.contains(BlkMode::EXCL) && o.count > 0) {
+            if exclusive && o.exclusive {
                 return Err(code::EBUSY);
             }
             o.count += 1;
-            o.exclusive = mode.contains(BlkMode::EXCL);
+            o.exclusive |= exclusive;
         }
         // Without the lock: a driver may take its time, or register another disk.
-        self.ops.open(mode).inspect_err(|_| self.uncount())
+        self.ops.open(mode).inspect_err(|_| self.uncount(mode))
     }
 
-    fn uncount(&self) {
+    fn uncount(&self, mode: BlkMode) {
         let mut o = self.openers.lock();
         o.count -= 1;
-        // An exclusive opener was the only one.
-        o.exclusive = false;
+        if mode.contains(BlkMode::EXCL) {
+            o.exclusive = false;
+        }
     }
 
     pub(super) fn release(&self, mode: BlkMode) {
         self.ops.release(mode);
-        self.uncount();
+        self.uncount(mode);
     }
 
     /// Counts a bio in; `ENODEV`: the disk is going away.
@@ -174,6 +176,40 @@ pub(super) fn lookup(path: &str) -> Option<Arc<Disk>> {
 /// # Errors
 ///
 /// `EINVAL`: the path is not absolute, or the limits make no sense. `EEXIST`: the path is taken.
+///
+/// ```
+/// use std::sync::Arc;
+/// use kshim::block::{register_disk, BioOp, BlockOps, QueueLimits, SubmittedBio};
+/// use kshim::error::code;
+///
+/// /// Reads as zeros, takes no writes.
+/// struct Zero;
+///
+/// impl BlockOps for Zero {
+///     fn submit_bio(&self, mut bio: SubmittedBio) {
+///         let (at, len) = (bio.sg_at, bio.len);
+///         let status = match bio.op {
+///             BioOp::Read => bio.sg.fill(at, len, 0),
+///             _ => Err(code::EROFS),
+///         };
+///         bio.complete(status);
+///     }
+///     fn limits(&self) -> QueueLimits {
+///         QueueLimits { read_only: true, ..QueueLimits::default() }
+///     }
+///     fn capacity_bytes(&self) -> u64 {
+///         1 << 30
+///     }
+///     fn is_inline(&self) -> bool {
+///         true
+///     }
+/// }
+///
+/// let disk = register_disk("/dev/example/zero", Arc::new(Zero))?;
+/// assert_eq!(disk.openers(), 0);
+/// disk.unregister()?;
+/// # Ok::<(), kshim::error::Error>(())
+/// ```
 #[doc(alias = "add_disk")]
 #[doc(alias = "device_add_disk")]
 pub fn register_disk(path: &str, ops: Arc<dyn BlockOps>) -> Result<GenDisk> {

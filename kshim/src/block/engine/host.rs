@@ -315,3 +315,31 @@ impl Core {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::BlockDevice;
+
+    #[test]
+    fn a_lost_write_back_is_told_until_reopened() {
+        let t = tempfile::NamedTempFile::new().unwrap();
+        t.as_file().set_len(1 << 16).unwrap();
+        let mode = BlkMode::READ | BlkMode::WRITE;
+        let disk = HostDisk::open(t.path(), mode).unwrap();
+        assert_eq!(disk.core.flush(), Ok(()));
+        disk.core.remember(code::ENOSPC);
+        disk.core.remember(code::EIO);
+        for _ in 0..3 {
+            assert_eq!(disk.core.flush(), Err(code::ENOSPC));
+        }
+        let sg = SGTable::alloc_zeroed(512).unwrap();
+        assert_eq!(disk.core.write_sg(&sg, 0, 512, 0, true), Ok(()));
+        let bdev = BlockDevice::open(t.path(), mode).unwrap();
+        let end = Arc::new(|_: Bio, _: Result| {});
+        assert_eq!(
+            bdev.submit_bio_wait(Bio::new(BioOp::Flush, 0, 0, end)).1,
+            Ok(())
+        );
+    }
+}

@@ -5,13 +5,16 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::kthread;
-use crate::sync::{CondVar, SpinLock};
+use crate::sync::{CondVar, CondVarTimeoutResult, SpinLock};
+use crate::time::Delta;
 
 /// A piece of work.
 type Job = Box<dyn FnOnce() + Send>;
 
 /// Threads of one pool at most. Enough to keep a disk's queue busy, few enough not to swamp the host.
 const MAX_WORKERS: usize = 16;
+/// A thread that had nothing to do for so long ends.
+const IDLE_EXIT: Delta = Delta::from_secs(10);
 
 #[derive(Default)]
 struct State {
@@ -27,8 +30,8 @@ struct Shared {
     wake: CondVar,
 }
 
-/// A pool of threads for a block driver's bios that may block, started when needed. They end when the pool is dropped and
-/// the queue is empty; nobody waits for them, as the last owner of the pool may be one of them.
+/// A pool of threads for a block driver's bios that may block, started when needed. They end after
+/// some idle seconds, and when the pool is dropped and the queue is empty; nobody waits for them, as the last owner of the pool may be one of them.
 ///
 /// ```
 /// let pool = kshim::block::BlockWorkers::new();
@@ -110,8 +113,12 @@ impl Shared {
                     return;
                 }
                 st.idle += 1;
-                self.wake.wait(&mut st);
+                let woken = self.wake.wait_timeout(&mut st, IDLE_EXIT);
                 st.idle -= 1;
+                if woken == CondVarTimeoutResult::Timeout && st.jobs.is_empty() {
+                    st.workers -= 1;
+                    return;
+                }
             };
             drop(st);
             // A driver that panics loses this bio (which is reported), not the thread.
