@@ -4,6 +4,9 @@
 //! references, pages, scatterlists, bios and block devices, files, sockets, and, in the place of interrupt
 //! context, *reactors*. Names follow Rust-for-Linux's `kernel` crate where it has the item, the C kernel otherwise.
 //!
+//! Under `--cfg loom` only the model-checked cores of [`sync`] and [`workqueue`] are built, on loom's threads and
+//! atomics: `RUSTFLAGS="--cfg loom" cargo test -p kshim --lib loom_`.
+//!
 //! Every host call goes through [`sys`]; nothing else in the workspace names the standard library's threads,
 //! files, sockets or clocks.
 #![cfg_attr(
@@ -14,26 +17,48 @@
         reason = "tests may use the host's threads and files directly"
     )
 )]
+#![cfg_attr(
+    loom,
+    allow(dead_code, reason = "the models do not use all of the cores")
+)]
 
+#[cfg(not(loom))]
 pub mod block;
+#[cfg(not(loom))]
 pub mod bug;
+#[cfg(not(loom))]
 pub mod cpu;
+#[cfg(not(loom))]
 pub mod crypto;
+#[cfg(not(loom))]
 pub mod error;
+#[cfg(not(loom))]
 pub mod fs;
+#[cfg(not(loom))]
 pub mod host;
+#[cfg(not(loom))]
 pub mod kthread;
+#[cfg(not(loom))]
 pub mod mempool;
+#[cfg(not(loom))]
 pub mod net;
+#[cfg(not(loom))]
 pub mod page;
+#[cfg(not(loom))]
 pub mod percpu;
+#[cfg(not(loom))]
 pub mod print;
+#[cfg(not(loom))]
 pub mod reactor;
+#[cfg(not(loom))]
 pub mod scatterlist;
+#[cfg(not(loom))]
 pub mod slab;
 pub mod sync;
 pub mod sys;
+#[cfg(not(loom))]
 pub mod time;
 pub mod workqueue;
 
+#[cfg(not(loom))]
 pub mod prelude;

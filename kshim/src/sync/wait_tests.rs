@@ -196,4 +196,37 @@ mod model {
             }
         });
     }
+
+    /// One item is there, but both waiters have just missed it. The one that finds it while it is on the queue may
+    /// use up the wake-up for the second item, and must pass it on.
+    #[test]
+    fn loom_wait_queue_passes_on_what_it_does_not_need() {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(|| {
+            let shared = Arc::new((AtomicUsize::new(1), WaitQueue::new()));
+            let waiters: Vec<_> = (0..2)
+                .map(|_| {
+                    let shared = Arc::clone(&shared);
+                    let mut missed = false;
+                    loom::thread::spawn(move || {
+                        shared.1.wait_event_exclusive(|| {
+                            std::mem::replace(&mut missed, true)
+                                && shared
+                                    .0
+                                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
+                                        n.checked_sub(1)
+                                    })
+                                    .is_ok()
+                        });
+                    })
+                })
+                .collect();
+            shared.0.fetch_add(1, Ordering::Relaxed);
+            shared.1.wake_up();
+            for w in waiters {
+                w.join().expect("thread ends");
+            }
+        });
+    }
 }

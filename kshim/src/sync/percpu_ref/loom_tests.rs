@@ -57,7 +57,7 @@ impl Model {
 
     fn grace_period(&self) {
         let n = self.domain.advance();
-        while !(0..2).all(|slot| self.domain.is_past(slot, n)) {
+        while !(0..2).all(|slot| self.domain.is_past(slot, n)) || !self.domain.is_shared_past(n) {
             thread::yield_now();
         }
     }
@@ -163,6 +163,32 @@ fn loom_percpu_ref_resurrected_counts_again() {
         t.join().expect("thread ends");
         assert_eq!(m.core.read(m.slots.iter()), 1);
         m.kill_and_switch();
+        assert!(m.core.is_zero());
+        assert_eq!(m.released.load(Ordering::Relaxed), 1);
+    });
+}
+
+#[test]
+fn loom_percpu_ref_thread_without_a_slot() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let m = Model::new();
+        let user = Arc::clone(&m);
+        let t = thread::spawn(move || {
+            let e = user.domain.enter_shared();
+            let got = user.core.tryget_live(|| None);
+            if got {
+                user.use_data();
+            }
+            let last = got && user.core.put(|| None, 1);
+            user.domain.leave_shared(e);
+            if last {
+                user.release();
+            }
+        });
+        m.kill_and_switch();
+        t.join().expect("thread ends");
         assert!(m.core.is_zero());
         assert_eq!(m.released.load(Ordering::Relaxed), 1);
     });

@@ -5,25 +5,24 @@
 //! ```text
 //!   reader                                   writer
 //!   R1  e = epoch (relaxed)                  W1  publish the new version
-//!   R2  slot = e (release)                   W2  fence(SeqCst)
-//!   R3  fence(SeqCst)                        W3  epoch += 1, giving n (acquire, release)
-//!   R4  read what is published, use it       W4  fence(SeqCst)
-//!   R5  slot = QUIET (release)               W5  read the slot (acquire) until it is QUIET or >= n
-//!                                            W6  free the old version
+//!   R2  slot = e (release)                   W2  epoch += 1, giving n (acquire, release)
+//!   R3  fence(SeqCst)                        W3  fence(SeqCst)
+//!   R4  read what is published, use it       W4  read the slot (acquire) until it is QUIET or >= n
+//!   R5  slot = QUIET (release)               W5  free the old version
 //! ```
 //!
-//! The fences R3 and W4 are totally ordered.
-//! - R3 before W4: W5 sees what R2 stored, or something later from the same slot. While it is an epoch below `n` the
+//! The fences R3 and W3 are totally ordered.
+//! - R3 before W3: W4 sees what R2 stored, or something later from the same slot. While it is an epoch below `n` the
 //!   writer waits. When it is QUIET or a later section's epoch, the acquire load reads from a release store that
-//!   the reader made after its use R4, so R4 happens before W6. When it is `n` or more from R2 itself, R1 read a
-//!   value that W3 or a later writer stored; with the fence R3 that synchronises with W3, so R4 finds the new
-//!   version (W1 precedes W3) and does not use the old one.
-//! - W4 before R3: R4 finds the new version, as W1 precedes W4.
+//!   the reader made after its use R4, so R4 happens before W5. When it is `n` or more from R2 itself, R1 read a
+//!   value that W2 or a later writer stored; with the fence R3 that synchronises with W2, so R4 finds the new
+//!   version (W1 precedes W2) and does not use the old one.
+//! - W3 before R3: R4 finds the new version, as W1 precedes W3.
 //!
 //! R1 may be late: a reader that stores an epoch which is already old is waited for needlessly, never missed.
 //!
 //! Threads without a slot of their own register under a lock, in [`Domain::enter_shared`]. The same argument holds,
-//! with the lock's release and acquire in place of R2, R5 and W5.
+//! with the lock's release and acquire in place of R2, R5 and W4.
 
 use crate::sys::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::sys::sync::{CachePadded, Mutex};
@@ -106,21 +105,20 @@ impl<const N: usize> Domain<N> {
         e != self.epoch.load(Ordering::Relaxed)
     }
 
-    /// W2 to W4: starts a grace period and gives its number.
+    /// W2 and W3: starts a grace period and gives its number.
     pub(crate) fn advance(&self) -> u64 {
-        fence(Ordering::SeqCst);
         let n = self.epoch.fetch_add(1, Ordering::AcqRel) + 1;
         fence(Ordering::SeqCst);
         n
     }
 
-    /// W5: whether the slot's thread is past grace period `n`.
+    /// W4: whether the slot's thread is past grace period `n`.
     pub(crate) fn is_past(&self, slot: usize, n: u64) -> bool {
         let e = self.slots[slot].load(Ordering::Acquire);
         e == QUIET || e >= n
     }
 
-    /// W5: whether all threads without a slot are past grace period `n`.
+    /// W4: whether all threads without a slot are past grace period `n`.
     pub(crate) fn is_shared_past(&self, n: u64) -> bool {
         self.shared.lock().iter().all(|&(e, _)| e >= n)
     }
