@@ -14,8 +14,8 @@ mod private {
     pub trait Sealed {}
 }
 
-/// A kind of lock. Implemented by [`SpinLockBackend`](super::SpinLockBackend) and
-/// [`MutexBackend`](super::MutexBackend) only.
+/// A kind of lock. Implemented by [`SpinLockBackend`] and
+/// [`MutexBackend`] only.
 pub trait Backend: private::Sealed + 'static {
     /// Whether taking the lock counts as sleeping.
     const MAY_SLEEP: bool;

@@ -9,7 +9,8 @@ use super::{Delta, Instant, NSEC_PER_SEC};
 /// Ticks per second.
 pub const HZ: u64 = 1000;
 
-const NSEC_PER_TICK: i64 = NSEC_PER_SEC / HZ.cast_signed();
+const NSEC_PER_TICK: i64 = NSEC_PER_SEC / 1000;
+crate::build_bug_on!(HZ != 1000);
 
 /// Milliseconds, in the arguments of [`msecs_to_jiffies`].
 pub type Msecs = u32;
@@ -64,13 +65,14 @@ impl Jiffies {
     /// `time_after(self, other)`.
     #[must_use]
     pub const fn after(self, other: Self) -> bool {
-        other.0.wrapping_sub(self.0).cast_signed() < 0
+        // The upper half of the circle is the past.
+        other.0.wrapping_sub(self.0) > u64::MAX / 2
     }
 
     /// `time_after_eq(self, other)`.
     #[must_use]
     pub const fn after_eq(self, other: Self) -> bool {
-        self.0.wrapping_sub(other.0).cast_signed() >= 0
+        self.0.wrapping_sub(other.0) <= u64::MAX / 2
     }
 
     /// `time_before(self, other)`.

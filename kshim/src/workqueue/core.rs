@@ -4,7 +4,7 @@
 //! Locks: the item's lock is taken before a queue's and before the timer queue's. Workers and timers hold neither
 //! when they come here.
 
-use super::state::{Begin, Moved, State, Ticket, Where};
+use super::state::{Begin, Modified, State, Ticket, Where};
 use crate::sys::sync::{Condvar, Mutex, MutexGuard};
 
 /// The shared part of a work item. `P` says where the item waits: what is needed to take it out of there.
@@ -91,9 +91,9 @@ impl<P> Core<P> {
     ) -> Option<bool> {
         let mut held = self.inner.lock();
         let (t, waited) = match held.state.modify(to) {
-            Moved::Fresh(t) => (t, false),
-            Moved::Moved(t) => (t, true),
-            Moved::Refused => return None,
+            Modified::Fresh(t) => (t, false),
+            Modified::Moved(t) => (t, true),
+            Modified::Refused => return None,
         };
         let garbage = held.place.take().map(take);
         let ok = self.put(&mut held, t, put);

@@ -62,9 +62,9 @@ impl Model {
             self.touch();
             self.runs.fetch_add(1, Ordering::Relaxed);
             self.core.end(|deferred| {
-                if deferred && let Some(t) = self.deferred.lock().take() {
-                    self.list.lock().push_front(t);
-                }
+                let again = self.deferred.lock().take();
+                assert_eq!(deferred, again.is_some());
+                self.list.lock().extend(again);
                 false
             });
         }

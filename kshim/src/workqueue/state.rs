@@ -47,7 +47,7 @@ pub(super) enum Where {
 
 /// What came of moving an item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Moved {
+pub(super) enum Modified {
     /// It waited nowhere before.
     Fresh(Ticket),
     /// It waited elsewhere before.
@@ -101,14 +101,14 @@ impl State {
     }
 
     /// `mod_delayed`.
-    pub(super) fn modify(&mut self, to: Where) -> Moved {
+    pub(super) fn modify(&mut self, to: Where) -> Modified {
         if self.cancelers != 0 {
-            return Moved::Refused;
+            return Modified::Refused;
         }
         let t = self.ticket();
         match self.waits.replace((to, t)) {
-            None => Moved::Fresh(t),
-            Some(_) => Moved::Moved(t),
+            None => Modified::Fresh(t),
+            Some(_) => Modified::Moved(t),
         }
     }
 
@@ -316,15 +316,15 @@ mod tests {
 
     fn modify(s: &mut State, waits: Ticket, to: Where) -> String {
         match s.modify(to) {
-            Moved::Fresh(t) => {
+            Modified::Fresh(t) => {
                 assert!(s.concerns(t));
                 String::new()
             }
-            Moved::Moved(t) => {
+            Modified::Moved(t) => {
                 assert!(s.concerns(t) && !s.concerns(waits));
                 "moved".into()
             }
-            Moved::Refused => "refused".into(),
+            Modified::Refused => "refused".into(),
         }
     }
 
