@@ -14,8 +14,15 @@
     reason = "identifiers that zerocopy's derives make; the lint has crate scope only"
 )]
 
+mod conn;
+mod data_out;
+pub mod driver;
+mod ffp;
 pub mod login;
 pub mod param;
 pub mod pdu;
+mod rx;
 pub mod sn;
+pub mod target;
 pub mod text;
+mod tx;

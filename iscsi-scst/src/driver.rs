@@ -1,0 +1,432 @@
+//! The iSCSI target driver: portals, targets, connections.
+//!
+//! C source: `iscsi-scst/kernel/config.c`, `iscsi-scst/usr/iscsi_scstd.c`
+
+use crate::conn::{CloseReason, Conn, ConnMsg, ConnShared};
+use crate::login::{
+    DiscoveredTarget, LoginEnv, LoginResult, MAX_HALF_OPEN_LOGINS, ServiceState, SessionState,
+    TargetInfo,
+};
+use crate::param::{KeyValues, TgtParams};
+use crate::pdu::{Cid, Isid, LoginStatus};
+use crate::target::{Claim, IscsiTarget};
+use kshim::error::{Error, code};
+use kshim::net::{Socket, TcpListener};
+use kshim::reactor::{Cx, ReactorHandle, Ready, Source, Token};
+use kshim::sync::{Completion, SpinLock};
+use kshim::time::Delta;
+use kshim::{pr_err_ratelimited, pr_info, pr_warn_ratelimited};
+use scst_core::core::{ConfigError, Core};
+use scst_core::sense;
+use scst_core::session::Session;
+use scst_core::template::TgtTemplate;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+/// Version descriptor of iSCSI without version (SPC-4 table 133).
+const VERSION_DESCRIPTOR_ISCSI: u16 = 0x0960;
+/// How long accepting pauses when the process is out of descriptors or memory.
+const ACCEPT_RETRY_MS: i64 = 100;
+/// Connections taken in one go before other sources get their turn.
+const ACCEPT_BATCH: usize = 64;
+/// How long [`IscsiDriver::stop`] waits for connections to drain.
+const STOP_TIMEOUT_S: i64 = 60;
+
+/// The driver. One serves all targets of the process; portals are common to all targets.
+pub struct IscsiDriver {
+    core: Arc<Core>,
+    reactors: Vec<ReactorHandle>,
+    targets: SpinLock<Vec<Arc<IscsiTarget>>>,
+    portals: SpinLock<Vec<Portal>>,
+    conns: SpinLock<Vec<Weak<ConnShared>>>,
+    /// Connections that exist, and whoever waits for none.
+    conn_count: AtomicUsize,
+    half_open: AtomicUsize,
+    next_id: AtomicU64,
+    stopping: AtomicBool,
+    idle: Completion,
+}
+
+struct Portal {
+    addr: SocketAddr,
+    reactor: ReactorHandle,
+    token: Token,
+}
+
+impl std::fmt::Debug for IscsiDriver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IscsiDriver").finish_non_exhaustive()
+    }
+}
+
+impl IscsiDriver {
+    /// A driver whose connections live on `reactors`. Errors: EINVAL without reactors.
+    pub fn new(core: Arc<Core>, reactors: Vec<ReactorHandle>) -> Result<Arc<Self>, Error> {
+        if reactors.is_empty() {
+            return Err(code::EINVAL);
+        }
+        Ok(Arc::new(Self {
+            core,
+            reactors,
+            targets: SpinLock::new(Vec::new()),
+            portals: SpinLock::new(Vec::new()),
+            conns: SpinLock::new(Vec::new()),
+            conn_count: AtomicUsize::new(0),
+            half_open: AtomicUsize::new(0),
+            next_id: AtomicU64::new(1),
+            stopping: AtomicBool::new(false),
+            idle: Completion::new(),
+        }))
+    }
+
+    /// The core it works for.
+    pub fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// Adds a target; initiators may log in once the core's target is enabled. Context: may sleep.
+    #[doc(alias = "iscsi_target_create")]
+    pub fn add_target(
+        self: &Arc<Self>,
+        name: &str,
+        alias: Option<String>,
+        keys: KeyValues,
+        params: TgtParams,
+    ) -> Result<Arc<IscsiTarget>, ConfigError> {
+        if crate::login::name::check_iscsi_name(name).is_err() {
+            return Err(ConfigError::InvalidName(name.to_owned()));
+        }
+        let template: Arc<dyn TgtTemplate> = Arc::clone(self) as Arc<dyn TgtTemplate>;
+        let tgt = self.core.register_target(template, name)?;
+        let target = Arc::new(IscsiTarget::new(tgt, alias, keys, params));
+        self.targets.lock().push(Arc::clone(&target));
+        Ok(target)
+    }
+
+    /// The targets.
+    pub fn targets(&self) -> Vec<Arc<IscsiTarget>> {
+        self.targets.lock().clone()
+    }
+
+    /// Listens on a portal and answers the address, with the port that was chosen if `addr` has port 0. Errors: those
+    /// of bind and listen (EADDRINUSE, EACCES, EADDRNOTAVAIL). Context: may sleep.
+    pub fn add_portal(self: &Arc<Self>, addr: SocketAddr) -> Result<SocketAddr, Error> {
+        let listener = TcpListener::bind(addr)?;
+        let addr = listener.local_addr()?;
+        let reactor = self.reactors.first().ok_or(code::EINVAL)?.clone();
+        let done = Arc::new((Completion::new(), SpinLock::new(Err(code::EIO))));
+        let result = Arc::clone(&done);
+        let driver = Arc::downgrade(self);
+        let posted = reactor.post(move |cx| {
+            let fd = listener.poll_fd();
+            let make = |_| Box::new(Listener { listener, driver }) as Box<dyn Source>;
+            *result.1.lock() = cx.add(Some(fd), make);
+            result.0.complete_all();
+        });
+        if !posted {
+            return Err(code::ESHUTDOWN);
+        }
+        done.0.wait_for_completion();
+        let token = (*done.1.lock())?;
+        self.portals.lock().push(Portal { addr, reactor, token });
+        Ok(addr)
+    }
+
+    /// Portal addresses in the order of their addition.
+    pub fn portals(&self) -> Vec<SocketAddr> {
+        self.portals.lock().iter().map(|p| p.addr).collect()
+    }
+
+    /// Number of connections, in login or not.
+    pub fn conn_count(&self) -> usize {
+        self.conn_count.load(Ordering::Acquire)
+    }
+
+    /// Closes portals, then all connections, and waits until their sessions are unregistered. Answers whether all went
+    /// in time. Context: may sleep.
+    pub fn stop(&self) -> bool {
+        self.stopping.store(true, Ordering::SeqCst);
+        for p in std::mem::take(&mut *self.portals.lock()) {
+            p.reactor.post(move |cx| cx.remove(p.token));
+        }
+        for target in self.targets() {
+            for conn in target.close() {
+                conn.send(ConnMsg::Close(CloseReason::Shutdown));
+            }
+        }
+        let conns = std::mem::take(&mut *self.conns.lock());
+        for conn in conns.iter().filter_map(Weak::upgrade) {
+            conn.send(ConnMsg::Close(CloseReason::Shutdown));
+        }
+        if self.conn_count() == 0 {
+            return true;
+        }
+        self.idle.wait_for_completion_timeout(Delta::from_secs(STOP_TIMEOUT_S))
+            || self.conn_count() == 0
+    }
+
+    /// Hands an accepted socket to the least loaded reactor.
+    fn take_connection(self: &Arc<Self>, sock: Socket, peer: SocketAddr) {
+        if self.stopping.load(Ordering::SeqCst) {
+            return;
+        }
+        if self.half_open.load(Ordering::Relaxed) >= MAX_HALF_OPEN_LOGINS {
+            pr_warn_ratelimited!("Too many logins under way, connection of {peer} closed");
+            return;
+        }
+        let reactor = self.reactors.iter().min_by_key(|r| r.load());
+        let Some(reactor) = reactor.cloned() else { return };
+        self.half_open.fetch_add(1, Ordering::Relaxed);
+        self.conn_count.fetch_add(1, Ordering::AcqRel);
+        let driver = Arc::clone(self);
+        let handle = reactor.clone();
+        let posted = reactor.post(move |cx| {
+            if let Err(e) = Conn::start(&driver, cx, handle, sock, peer) {
+                pr_err_ratelimited!("Connection of {peer} cannot be taken: {e}");
+                driver.login_over();
+                driver.conn_gone();
+            }
+        });
+        if !posted {
+            self.login_over();
+            self.conn_gone();
+        }
+    }
+
+    pub(crate) fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn register_conn(&self, conn: &Arc<ConnShared>) {
+        let mut conns = self.conns.lock();
+        if conns.len() == conns.capacity() {
+            conns.retain(|c| c.strong_count() > 0);
+        }
+        conns.push(Arc::downgrade(conn));
+        drop(conns);
+        if self.stopping.load(Ordering::SeqCst) {
+            conn.send(ConnMsg::Close(CloseReason::Shutdown));
+        }
+    }
+
+    /// A connection has left the login phase.
+    pub(crate) fn login_over(&self) {
+        self.half_open.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// A connection is gone for good.
+    pub(crate) fn conn_gone(&self) {
+        if self.conn_count.fetch_sub(1, Ordering::AcqRel) == 1
+            && self.stopping.load(Ordering::SeqCst)
+        {
+            self.idle.complete_all();
+        }
+    }
+
+    /// Registers the session of a login, after an older one of the same initiator port is gone. The connection gets
+    /// [`ConnMsg::Created`]. Context: any.
+    #[doc(alias = "iscsi_session_create")]
+    pub(crate) fn create_session(
+        self: &Arc<Self>,
+        conn: &Arc<ConnShared>,
+        login: &LoginResult<Arc<IscsiTarget>>,
+    ) {
+        let (driver, conn, login) = (Arc::clone(self), Arc::clone(conn), login.clone());
+        self.core.post_mgmt(move |core| driver.claim_session(core, conn, login));
+    }
+
+    fn claim_session(
+        self: Arc<Self>,
+        core: &Arc<Core>,
+        conn: Arc<ConnShared>,
+        login: LoginResult<Arc<IscsiTarget>>,
+    ) {
+        let target = Arc::clone(&login.target);
+        let again = || {
+            let (driver, conn, login) = (Arc::clone(&self), Arc::clone(&conn), login.clone());
+            Box::new(move |core: &Arc<Core>| driver.claim_session(core, conn, login))
+                as Box<dyn FnOnce(&Arc<Core>) + Send>
+        };
+        match target.claim(&login.initiator_name, login.isid, login.cid, &conn, again) {
+            Claim::Granted(tsih) => {
+                let home: Arc<dyn scst_core::cmd::CmdHome> = Arc::clone(&conn) as _;
+                let ua = sense::RESET_UA;
+                let made = core.register_session(
+                    target.tgt(),
+                    &login.initiator_name,
+                    home,
+                    u64::from(tsih.0),
+                    ua,
+                );
+                let made = made.map(|sess| (sess, tsih)).map_err(|e| {
+                    pr_err_ratelimited!("Session of {} refused: {e}", login.initiator_name);
+                    for waiter in target.release(&conn) {
+                        core.post_mgmt(waiter);
+                    }
+                    LoginStatus::OutOfResources
+                });
+                conn.send(ConnMsg::Created(made));
+            }
+            Claim::Waiting(old) => {
+                pr_info!("Session of {} reinstated: closing the old one", login.initiator_name);
+                old.send(ConnMsg::Close(CloseReason::Reinstated));
+            }
+            Claim::Closed => conn.send(ConnMsg::Created(Err(LoginStatus::ServiceUnavailable))),
+        }
+    }
+
+    /// Unregisters the session of a connection that has nothing under way; the connection gets [`ConnMsg::Gone`].
+    /// Context: any.
+    #[doc(alias = "iscsi_session_free")]
+    pub(crate) fn remove_session(
+        &self,
+        conn: &Arc<ConnShared>,
+        target: &Arc<IscsiTarget>,
+        sess: Arc<Session>,
+    ) {
+        let (conn, target) = (Arc::clone(conn), Arc::clone(target));
+        self.core.post_mgmt(move |core| {
+            core.unregister_session(&sess);
+            drop(sess);
+            for waiter in target.release(&conn) {
+                core.post_mgmt(waiter);
+            }
+            conn.send(ConnMsg::Gone);
+        });
+    }
+
+    /// What a login on the connection `local` <- `peer` may know.
+    pub(crate) fn env(&self, local: SocketAddr) -> Env<'_> {
+        Env { driver: self, local }
+    }
+}
+
+impl TgtTemplate for IscsiDriver {
+    fn name(&self) -> &'static str {
+        "iscsi"
+    }
+
+    fn scsi_transport_version(&self) -> u16 {
+        VERSION_DESCRIPTOR_ISCSI
+    }
+
+    fn initiator_port_transport_id(&self, _sess: Option<&Session>) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn close_session(&self, sess: &Arc<Session>) {
+        sess.close();
+    }
+}
+
+/// What logins ask, answered by the driver's configuration.
+pub(crate) struct Env<'a> {
+    driver: &'a IscsiDriver,
+    local: SocketAddr,
+}
+
+impl Env<'_> {
+    fn portals_of(&self) -> Vec<SocketAddr> {
+        let mut portals = vec![self.local];
+        let same_family = |a: &SocketAddr| a.is_ipv4() == self.local.is_ipv4();
+        for addr in self.driver.portals() {
+            // A wildcard portal is reachable at the address that the initiator used.
+            let concrete = !addr.ip().is_unspecified();
+            if concrete && same_family(&addr) && !portals.contains(&addr) {
+                portals.push(addr);
+            }
+        }
+        portals
+    }
+}
+
+impl LoginEnv for Env<'_> {
+    type Target = Arc<IscsiTarget>;
+
+    fn service(&self) -> ServiceState {
+        if self.driver.stopping.load(Ordering::Relaxed) {
+            ServiceState::Suspended
+        } else {
+            ServiceState::Up
+        }
+    }
+
+    fn find_target(&self, name: &str, _initiator: &str) -> Option<TargetInfo<Self::Target>> {
+        let target =
+            self.driver.targets().into_iter().find(|t| t.name().eq_ignore_ascii_case(name))?;
+        let max = usize::try_from(target.params().max_sessions).unwrap_or(usize::MAX);
+        Some(TargetInfo {
+            enabled: target.tgt().enabled.load(Ordering::Acquire),
+            allowed: true,
+            redirect: None,
+            alias: target.alias().map(str::to_owned),
+            params: target.keys(),
+            is_full: max != 0 && target.session_count() >= max,
+            target,
+        })
+    }
+
+    fn session_state(
+        &self,
+        target: &Self::Target,
+        initiator: &str,
+        isid: Isid,
+        cid: Cid,
+    ) -> SessionState {
+        match target.find_session(initiator, isid, cid) {
+            None => SessionState::None,
+            Some((tsih, has_connection)) => SessionState::Exists { tsih, has_connection },
+        }
+    }
+
+    fn list_targets(&self, name: Option<&str>, _initiator: &str) -> Vec<DiscoveredTarget> {
+        let portals = self.portals_of();
+        let targets = self.driver.targets();
+        let visible = targets.iter().filter(|t| {
+            t.tgt().enabled.load(Ordering::Acquire) && name.is_none_or(|n| n == t.name())
+        });
+        visible
+            .map(|t| DiscoveredTarget { name: t.name().to_owned(), portals: portals.clone() })
+            .collect()
+    }
+}
+
+/// A listening socket.
+struct Listener {
+    listener: TcpListener,
+    driver: Weak<IscsiDriver>,
+}
+
+impl Listener {
+    fn accept(&mut self, cx: &mut Cx<'_>) {
+        let Some(driver) = self.driver.upgrade() else { return };
+        for _ in 0..ACCEPT_BATCH {
+            match self.listener.accept() {
+                Ok((sock, peer)) => driver.take_connection(sock, peer),
+                Err(e) if e == code::EAGAIN => return,
+                Err(e) if e == code::ECONNABORTED || e == code::EINTR => {}
+                Err(e) => {
+                    // Out of descriptors or memory: the backlog keeps the connections until there is room again.
+                    pr_err_ratelimited!("Accepting connections failed: {e}");
+                    let at = cx.now() + Delta::from_millis(ACCEPT_RETRY_MS);
+                    cx.set_timer(cx.token(), 0, at);
+                    return;
+                }
+            }
+        }
+        cx.reschedule(cx.token());
+    }
+}
+
+impl Source for Listener {
+    fn ready(&mut self, cx: &mut Cx<'_>, _ev: Ready) {
+        self.accept(cx);
+    }
+
+    fn woken(&mut self, _cx: &mut Cx<'_>) {}
+
+    fn timer(&mut self, cx: &mut Cx<'_>, _slot: u32) {
+        self.accept(cx);
+    }
+}

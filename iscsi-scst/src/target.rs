@@ -1,0 +1,177 @@
+//! An iSCSI target and its sessions.
+//!
+//! C source: `iscsi-scst/kernel/target.c`, `session.c`, `iscsi-scst/usr/target.c`
+
+use crate::conn::ConnShared;
+use crate::param::{KeyValues, TgtParams};
+use crate::pdu::{Cid, Isid, Tsih};
+use kshim::sync::SpinLock;
+use scst_core::core::Core;
+use scst_core::tgt::Tgt;
+use std::sync::Arc;
+
+/// What to do when a session that stands in the way is gone.
+type Waiter = Box<dyn FnOnce(&Arc<Core>) + Send>;
+
+/// A session as the target knows it: from the moment its login is accepted until it is unregistered.
+struct SessEntry {
+    initiator_name: String,
+    isid: Isid,
+    tsih: Tsih,
+    cid: Cid,
+    conn: Arc<ConnShared>,
+    /// Logins that replace it.
+    #[doc(alias = "sess_reinst_successor")]
+    waiters: Vec<Waiter>,
+}
+
+/// An iSCSI target.
+#[doc(alias = "iscsi_target")]
+pub struct IscsiTarget {
+    tgt: Arc<Tgt>,
+    alias: Option<String>,
+    keys: SpinLock<KeyValues>,
+    params: SpinLock<TgtParams>,
+    sessions: SpinLock<Sessions>,
+}
+
+#[derive(Default)]
+struct Sessions {
+    entries: Vec<SessEntry>,
+    last_tsih: u16,
+    /// No session is taken any more.
+    closed: bool,
+}
+
+impl std::fmt::Debug for IscsiTarget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IscsiTarget").field("name", &self.tgt.name()).finish_non_exhaustive()
+    }
+}
+
+/// What [`IscsiTarget::claim`] answers.
+pub(crate) enum Claim {
+    /// The session may be registered under this TSIH.
+    Granted(Tsih),
+    /// An older session of the same initiator port has to end first; the waiter runs then.
+    Waiting(Arc<ConnShared>),
+    /// The target takes no sessions any more.
+    Closed,
+}
+
+impl IscsiTarget {
+    pub(crate) fn new(
+        tgt: Arc<Tgt>,
+        alias: Option<String>,
+        keys: KeyValues,
+        params: TgtParams,
+    ) -> Self {
+        Self {
+            tgt,
+            alias,
+            keys: SpinLock::new(keys),
+            params: SpinLock::new(params),
+            sessions: SpinLock::new(Sessions::default()),
+        }
+    }
+
+    /// The target port of the core.
+    pub fn tgt(&self) -> &Arc<Tgt> {
+        &self.tgt
+    }
+
+    /// The iSCSI name.
+    pub fn name(&self) -> &str {
+        self.tgt.name()
+    }
+
+    /// TargetAlias.
+    pub fn alias(&self) -> Option<&str> {
+        self.alias.as_deref()
+    }
+
+    /// The target's side of the negotiation.
+    pub fn keys(&self) -> KeyValues {
+        self.keys.lock().clone()
+    }
+
+    /// Parameters that are not negotiated.
+    pub fn params(&self) -> TgtParams {
+        self.params.lock().clone()
+    }
+
+    /// Number of sessions, including those that are being set up or torn down.
+    pub fn session_count(&self) -> usize {
+        self.sessions.lock().entries.len()
+    }
+
+    /// TSIH of an initiator port's session, and whether the connection `cid` is its.
+    pub(crate) fn find_session(&self, initiator: &str, isid: Isid, cid: Cid) -> Option<(Tsih, bool)> {
+        let sessions = self.sessions.lock();
+        let entry = sessions.entries.iter().find(|e| e.is(initiator, isid))?;
+        Some((entry.tsih, entry.cid == cid))
+    }
+
+    /// Takes the place of an initiator port for a new session. If an older session has it, `waiter` runs when that is
+    /// gone.
+    pub(crate) fn claim(
+        &self,
+        initiator: &str,
+        isid: Isid,
+        cid: Cid,
+        conn: &Arc<ConnShared>,
+        waiter: impl FnOnce() -> Waiter,
+    ) -> Claim {
+        let mut sessions = self.sessions.lock();
+        if sessions.closed {
+            return Claim::Closed;
+        }
+        if let Some(old) = sessions.entries.iter_mut().find(|e| e.is(initiator, isid)) {
+            old.waiters.push(waiter());
+            return Claim::Waiting(Arc::clone(&old.conn));
+        }
+        let Some(tsih) = sessions.free_tsih() else { return Claim::Closed };
+        sessions.entries.push(SessEntry {
+            initiator_name: initiator.to_owned(),
+            isid,
+            tsih,
+            cid,
+            conn: Arc::clone(conn),
+            waiters: Vec::new(),
+        });
+        Claim::Granted(tsih)
+    }
+
+    /// The session of `conn` is unregistered; answers who waited for that.
+    pub(crate) fn release(&self, conn: &Arc<ConnShared>) -> Vec<Waiter> {
+        let mut sessions = self.sessions.lock();
+        let at = sessions.entries.iter().position(|e| Arc::ptr_eq(&e.conn, conn));
+        at.map(|i| sessions.entries.swap_remove(i).waiters).unwrap_or_default()
+    }
+
+    /// Takes no sessions any more; answers the connections that are still there.
+    pub(crate) fn close(&self) -> Vec<Arc<ConnShared>> {
+        let mut sessions = self.sessions.lock();
+        sessions.closed = true;
+        sessions.entries.iter().map(|e| Arc::clone(&e.conn)).collect()
+    }
+}
+
+impl SessEntry {
+    fn is(&self, initiator: &str, isid: Isid) -> bool {
+        self.isid == isid && self.initiator_name.eq_ignore_ascii_case(initiator)
+    }
+}
+
+impl Sessions {
+    /// The next TSIH that no session has; 0 is reserved.
+    fn free_tsih(&mut self) -> Option<Tsih> {
+        for _ in 0..u16::MAX {
+            self.last_tsih = self.last_tsih.wrapping_add(1).max(1);
+            if !self.entries.iter().any(|e| e.tsih.0 == self.last_tsih) {
+                return Some(Tsih(self.last_tsih));
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,257 @@
+//! The send side of a connection: responses queue here and leave together, in one system call for a batch.
+//!
+//! A response keeps what its PDUs refer to (the command with its data buffer, or bytes of its own) until the last byte
+//! is in the socket; then its command comes back through [`TxQueue::take_sent`] to be finished.
+//!
+//! C source: `iscsi-scst/kernel/nthread.c` (`iscsi_do_send` and below)
+
+use crate::pdu::{BHS_LEN, DIGEST_LEN, Digests, Header, pad_len};
+use kshim::crypto;
+use kshim::error::{Result, code};
+use kshim::net::{IoPart, Socket};
+use kshim::scatterlist::SGTable;
+use scst_core::cmd::Cmd;
+use std::collections::VecDeque;
+
+/// Bytes queued on one connection beyond which nothing more is read from it until the queue drains.
+pub(crate) const TX_BACKLOG_MAX: usize = 8 << 20;
+
+static ZEROES: [u8; 4] = [0; 4];
+
+/// One PDU of a response: its header and which part of the response's data it carries.
+#[derive(Debug)]
+pub(crate) struct TxPdu {
+    hdr: [u8; BHS_LEN],
+    header_digest: Option<[u8; DIGEST_LEN]>,
+    at: usize,
+    len: usize,
+    data_digest: Option<[u8; DIGEST_LEN]>,
+}
+
+impl TxPdu {
+    /// A PDU that carries `len` bytes of the response's data from `at` on.
+    pub(crate) fn new<H: Header>(hdr: &H, at: usize, len: usize) -> Self {
+        let mut bytes = [0; BHS_LEN];
+        hdr.encode(&mut bytes);
+        Self { hdr: bytes, header_digest: None, at, len, data_digest: None }
+    }
+
+    pub(crate) fn from_bhs(hdr: [u8; BHS_LEN], len: usize) -> Self {
+        Self { hdr, header_digest: None, at: 0, len, data_digest: None }
+    }
+
+    fn wire_len(&self) -> usize {
+        let digests = [&self.header_digest, &self.data_digest];
+        let digests = digests.iter().filter(|d| d.is_some()).count().saturating_mul(DIGEST_LEN);
+        BHS_LEN
+            .saturating_add(self.len)
+            .saturating_add(pad_len(self.len))
+            .saturating_add(digests)
+    }
+}
+
+/// What a response's PDUs take their data from.
+#[derive(Debug, Default)]
+pub(crate) enum TxData {
+    /// None of them has data.
+    #[default]
+    None,
+    /// The data buffer of the response's command.
+    Cmd,
+    /// These bytes (sense data, text, an echo).
+    Bytes(Vec<u8>),
+    /// A received piece, sent back (NOP-In).
+    Shared(SGTable),
+}
+
+/// A response: one PDU, or several Data-In PDUs, or Data-In PDUs and a SCSI Response.
+#[derive(Debug)]
+pub(crate) struct TxResp {
+    first: TxPdu,
+    rest: Vec<TxPdu>,
+    data: TxData,
+    cmd: Option<Box<Cmd>>,
+    wire_len: usize,
+}
+
+impl TxResp {
+    pub(crate) fn new(pdu: TxPdu, data: TxData) -> Self {
+        Self { first: pdu, rest: Vec::new(), data, cmd: None, wire_len: 0 }
+    }
+
+    pub(crate) fn with_cmd(pdu: TxPdu, data: TxData, cmd: Box<Cmd>) -> Self {
+        Self { first: pdu, rest: Vec::new(), data, cmd: Some(cmd), wire_len: 0 }
+    }
+
+    pub(crate) fn push(&mut self, pdu: TxPdu) {
+        self.rest.push(pdu);
+    }
+
+    /// The command, from a response that cannot be sent.
+    pub(crate) fn take_cmd(&mut self) -> Option<Box<Cmd>> {
+        self.cmd.take()
+    }
+
+    fn pdus(&self) -> impl Iterator<Item = &TxPdu> {
+        std::iter::once(&self.first).chain(&self.rest)
+    }
+
+    /// Length on the wire; digests are computed here, while the data is hot.
+    fn seal(&mut self, digests: Digests) -> Result {
+        if digests.header || digests.data {
+            let Self { first, rest, data, cmd, .. } = self;
+            for pdu in std::iter::once(first).chain(rest) {
+                if digests.header {
+                    pdu.header_digest = Some(crypto::crc32c(&pdu.hdr).to_le_bytes());
+                }
+                if digests.data && pdu.len != 0 {
+                    let crc = match (&*data, &*cmd) {
+                        (TxData::Bytes(b), _) => {
+                            let part = b.get(pdu.at..pdu.at.saturating_add(pdu.len));
+                            crypto::crc32c(part.ok_or(code::EINVAL)?)
+                        }
+                        (TxData::Shared(sg), _) => sg.crc32c(pdu.at, pdu.len, 0)?,
+                        (TxData::Cmd, Some(cmd)) => cmd.sg().crc32c(pdu.at, pdu.len, 0)?,
+                        _ => return Err(code::EINVAL),
+                    };
+                    let pad = ZEROES.get(..pad_len(pdu.len)).unwrap_or_default();
+                    pdu.data_digest = Some(crypto::crc32c_append(crc, pad).to_le_bytes());
+                }
+            }
+        }
+        self.wire_len = self.pdus().map(TxPdu::wire_len).fold(0, usize::saturating_add);
+        Ok(())
+    }
+
+    fn data_part(&self, pdu: &TxPdu) -> Option<IoPart<'_>> {
+        match (&self.data, &self.cmd) {
+            (TxData::Cmd, Some(cmd)) => Some(IoPart::Sg(cmd.sg(), pdu.at, pdu.len)),
+            (TxData::Shared(sg), _) => Some(IoPart::Sg(sg, pdu.at, pdu.len)),
+            (TxData::Bytes(b), _) => {
+                b.get(pdu.at..pdu.at.saturating_add(pdu.len)).map(IoPart::Bytes)
+            }
+            _ => None,
+        }
+    }
+
+    fn parts(&self) -> impl Iterator<Item = IoPart<'_>> {
+        self.pdus().flat_map(move |pdu| {
+            let has_data = pdu.len != 0;
+            let pad = ZEROES.get(..pad_len(pdu.len)).filter(|p| !p.is_empty());
+            [
+                Some(IoPart::Bytes(&pdu.hdr)),
+                pdu.header_digest.as_ref().map(|d| IoPart::Bytes(d)),
+                if has_data { self.data_part(pdu) } else { None },
+                pad.map(IoPart::Bytes),
+                pdu.data_digest.as_ref().map(|d| IoPart::Bytes(d)),
+            ]
+            .into_iter()
+            .flatten()
+        })
+    }
+}
+
+/// How far a flush came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flushed {
+    /// Everything is in the socket.
+    All,
+    /// The socket is full.
+    Blocked,
+}
+
+/// Responses to send, in order.
+#[doc(alias = "write_list")]
+#[derive(Debug, Default)]
+pub(crate) struct TxQueue {
+    queue: VecDeque<TxResp>,
+    /// Bytes of the first response that are sent.
+    head_sent: usize,
+    /// Bytes queued and not sent.
+    backlog: usize,
+    digests: Digests,
+    sent: Vec<Box<Cmd>>,
+}
+
+impl TxQueue {
+    /// From the next response on, PDUs carry these digests.
+    pub(crate) fn set_digests(&mut self, digests: Digests) {
+        self.digests = digests;
+    }
+
+    /// Queues a response. On an error (the data cannot be read for its digest) it comes back.
+    pub(crate) fn push(&mut self, mut resp: TxResp) -> Result<(), TxResp> {
+        if let Err(e) = resp.seal(self.digests) {
+            kshim::pr_err!("Response cannot be built: {e}");
+            return Err(resp);
+        }
+        self.backlog = self.backlog.saturating_add(resp.wire_len);
+        self.queue.push_back(resp);
+        Ok(())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Whether the peer reads so slowly that nothing more should be read from it.
+    pub(crate) fn is_clogged(&self) -> bool {
+        self.backlog > TX_BACKLOG_MAX
+    }
+
+    /// Sends as much as the socket takes. Errors: those of the socket; the connection is dead then.
+    pub(crate) fn flush(&mut self, sock: &Socket) -> Result<Flushed> {
+        while !self.queue.is_empty() {
+            let mut parts = self.queue.iter().flat_map(TxResp::parts);
+            match sock.send_iter(&mut parts, self.head_sent, false) {
+                Ok(0) => return Err(code::EPIPE),
+                Ok(n) => self.advance(n),
+                Err(e) if e == code::EAGAIN => return Ok(Flushed::Blocked),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(Flushed::All)
+    }
+
+    fn advance(&mut self, n: usize) {
+        self.backlog = self.backlog.saturating_sub(n);
+        self.head_sent = self.head_sent.saturating_add(n);
+        while let Some(head) = self.queue.front() {
+            let Some(over) = self.head_sent.checked_sub(head.wire_len) else { break };
+            self.head_sent = over;
+            if let Some(resp) = self.queue.pop_front()
+                && let Some(cmd) = resp.cmd
+            {
+                self.sent.push(cmd);
+            }
+        }
+    }
+
+    /// Commands whose responses are sent, to be finished. The vector goes back with [`TxQueue::reuse`].
+    pub(crate) fn take_sent(&mut self) -> Vec<Box<Cmd>> {
+        std::mem::take(&mut self.sent)
+    }
+
+    /// Gives the emptied vector of [`TxQueue::take_sent`] back, so that steady state allocates nothing.
+    pub(crate) fn reuse(&mut self, mut empty: Vec<Box<Cmd>>) {
+        empty.clear();
+        if self.sent.is_empty() {
+            self.sent = empty;
+        }
+    }
+
+    /// The connection is dead: the commands of what was not sent.
+    pub(crate) fn take_unsent(&mut self) -> Vec<Box<Cmd>> {
+        self.backlog = 0;
+        self.head_sent = 0;
+        self.queue.drain(..).filter_map(|r| r.cmd).collect()
+    }
+
+    /// Gives memory back that a burst made the queue keep.
+    pub(crate) fn shrink(&mut self) {
+        if self.queue.is_empty() {
+            self.queue.shrink_to(0);
+            self.sent.shrink_to(0);
+        }
+    }
+}
