@@ -94,7 +94,7 @@ impl IscsiDriver {
         keys: KeyValues,
         params: TgtParams,
     ) -> Result<Arc<IscsiTarget>, ConfigError> {
-        if crate::login::name::check_iscsi_name(name).is_err() {
+        if !crate::login::name::is_valid(name) {
             return Err(ConfigError::InvalidName(name.to_owned()));
         }
         let template: Arc<dyn TgtTemplate> = Arc::clone(self) as Arc<dyn TgtTemplate>;

@@ -83,7 +83,6 @@ pub(crate) struct Ffp {
     stat_sn: StatSn,
     queued_commands: u32,
     /// Commands that take places of the window.
-    #[doc(alias = "active_cmds")]
     active_cmds: u32,
     immediate_cmds: u32,
     /// Commands between reception and recycling.

@@ -86,7 +86,8 @@ pub(crate) enum RxState {
     /// In a data segment.
     Data(DataState),
     /// A command was handed to the core, which keeps it (activity is suspended): nothing is processed before it is back.
-    Parked { bhs: Bhs, data: Option<RxSlice> },
+    /// `stream`: its data segment is still to be received.
+    Parked { bhs: Bhs, data: Option<RxSlice>, stream: Option<PduLayout> },
 }
 
 impl RxState {
@@ -182,9 +183,15 @@ impl Conn {
         if self.rx_state.is_parked()
             && let Phase::Full(ffp) = &mut self.phase
             && let Some(handed) = ffp.take_handed()
-            && let RxState::Parked { bhs, data } = std::mem::take(&mut self.rx_state)
+            && let RxState::Parked { bhs, data, stream } = std::mem::take(&mut self.rx_state)
         {
-            ffp.command_handed(&bhs, handed, data);
+            match (stream, bhs.request()) {
+                (Some(layout), Request::ScsiCmd(hdr)) => {
+                    let key = ffp.write_handed(hdr, handed, layout.data_len);
+                    self.rx_state = RxState::Data(ffp.immediate_segment(key, &layout));
+                }
+                _ => ffp.command_handed(&bhs, handed, data),
+            }
         }
         Ok(self.rx_must_wait())
     }
@@ -256,38 +263,30 @@ impl Conn {
     /// the segment be received into its pages.
     fn begin_segment(&mut self, bhs: &Bhs, ahs: &[u8], layout: &PduLayout) -> Closing<bool> {
         let Phase::Full(ffp) = &mut self.phase else { return Ok(false) };
-        let trailer = layout.total.saturating_sub(layout.data_at).saturating_sub(layout.data_len);
-        let mut state = DataState {
-            key: None,
-            begin: 0,
-            take: 0,
-            done: 0,
-            excess: layout.data_len,
-            trailer,
-            pad: layout.pad_len,
-            what: Segment::Immediate,
-            crc_ok_without_check: !ffp.params.data_digest,
-        };
-        match bhs.request() {
+        self.rx_state = match bhs.request() {
             Request::DataOut(hdr) => {
+                let mut state = ffp.immediate_segment(None, layout);
                 state.what = segment_of(hdr);
                 if let Some(a) = ffp.data_out_accept(hdr, layout.data_len) {
                     state.key = Some(a.key);
                     state.begin = a.at;
                     state.take = a.len;
+                    state.excess = layout.data_len.saturating_sub(a.len);
                 }
+                RxState::Data(state)
             }
-            Request::ScsiCmd(hdr) => {
-                if let Some(key) = ffp.begin_write(bhs, hdr, ahs, layout.data_len) {
-                    let take = ffp.waits.cmd_mut(key).map_or(0, |c| c.sg().len());
-                    state.key = Some(key);
-                    state.take = take.min(layout.data_len);
+            Request::ScsiCmd(hdr) => match ffp.begin_write(bhs, hdr, ahs) {
+                Some(Handed::Parked) => {
+                    RxState::Parked { bhs: *bhs, data: None, stream: Some(*layout) }
                 }
-            }
-            _ => {}
-        }
-        state.excess = layout.data_len.saturating_sub(state.take);
-        self.rx_state = RxState::Data(state);
+                Some(handed) => {
+                    let key = ffp.write_handed(hdr, handed, layout.data_len);
+                    RxState::Data(ffp.immediate_segment(key, layout))
+                }
+                None => RxState::Data(ffp.immediate_segment(None, layout)),
+            },
+            _ => RxState::Data(ffp.immediate_segment(None, layout)),
+        };
         Ok(true)
     }
 
@@ -558,7 +557,7 @@ impl Ffp {
     ) -> Option<RxState> {
         let handed = self.start_cmd(bhs, hdr, ahs)?;
         match handed {
-            Handed::Parked => Some(RxState::Parked { bhs: *bhs, data }),
+            Handed::Parked => Some(RxState::Parked { bhs: *bhs, data, stream: None }),
             Handed::Preprocessed(mut cmd) if !data_ok => {
                 cmd.set_sense(DATA_DIGEST_ERROR);
                 self.restart(cmd, RestartStatus::ErrorSenseSet);
@@ -655,28 +654,26 @@ impl Ffp {
         }
     }
 
-    /// Starts a write whose immediate data is received straight into its pages. `None`: the data is to be dropped.
-    fn begin_write(
-        &mut self,
-        bhs: &Bhs,
-        hdr: &ScsiCmdHdr,
-        ahs: &[u8],
-        immediate: usize,
-    ) -> Option<WaitKey> {
+    /// Starts a write whose immediate data is received straight into its pages. `None`: it is refused.
+    fn begin_write(&mut self, bhs: &Bhs, hdr: &ScsiCmdHdr, ahs: &[u8]) -> Option<Handed> {
         if !bhs.is_immediate() {
             self.exp_cmd_sn = self.exp_cmd_sn.next();
         } else if !self.has_room_for_immediate() {
             self.reject(bhs, RejectReason::TooManyImmediate);
             return None;
         }
-        let mut cmd = match self.start_cmd(bhs, hdr, ahs)? {
-            Handed::Preprocessed(cmd) => cmd,
-            Handed::Answered => return None,
-            Handed::Parked => {
-                self.busy_parked();
-                return None;
-            }
-        };
+        self.start_cmd(bhs, hdr, ahs)
+    }
+
+    /// The core has the command of [`Ffp::begin_write`] ready: give it pages and let it wait. `None`: its data is to be
+    /// dropped.
+    fn write_handed(
+        &mut self,
+        hdr: &ScsiCmdHdr,
+        handed: Handed,
+        immediate: usize,
+    ) -> Option<WaitKey> {
+        let Handed::Preprocessed(mut cmd) = handed else { return None };
         if let Err(s) = self.check_unsolicited(&cmd, hdr, immediate) {
             cmd.set_sense(s);
             if !hdr.is_final() {
@@ -685,14 +682,27 @@ impl Ffp {
             self.restart(cmd, RestartStatus::ErrorSenseSet);
             return None;
         }
-        // The buffer has to reach as far as this segment does.
-        let upto = u32::try_from(immediate).unwrap_or(u32::MAX).min(cmd.write_len());
-        if ensure_buffer(&mut cmd, upto).is_err() {
-            cmd.set_busy();
-            self.restart(cmd, RestartStatus::ErrorSenseSet);
-            return None;
-        }
         self.let_wait(cmd, hdr, immediate)
+    }
+
+    /// The receive state for the data segment of a command.
+    fn immediate_segment(&mut self, key: Option<WaitKey>, layout: &PduLayout) -> DataState {
+        let room = key.and_then(|k| self.waits.cmd_mut(k)).map_or(0, |c| c.sg().len());
+        let take = room.min(layout.data_len);
+        DataState {
+            key,
+            begin: 0,
+            take,
+            done: 0,
+            excess: layout.data_len.saturating_sub(take),
+            trailer: layout
+                .total
+                .saturating_sub(layout.data_at)
+                .saturating_sub(layout.data_len),
+            pad: layout.pad_len,
+            what: Segment::Immediate,
+            crc_ok_without_check: !self.params.data_digest,
+        }
     }
 
     /// The data of a segment is in the pages of its command.

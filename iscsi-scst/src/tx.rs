@@ -202,8 +202,11 @@ impl TxQueue {
     /// Sends as much as the socket takes. Errors: those of the socket; the connection is dead then.
     pub(crate) fn flush(&mut self, sock: &Socket) -> Result<Flushed> {
         while !self.queue.is_empty() {
-            let mut parts = self.queue.iter().flat_map(TxResp::parts);
-            match sock.send_iter(&mut parts, self.head_sent, false) {
+            let sent = {
+                let mut parts = self.queue.iter().flat_map(TxResp::parts);
+                sock.send_iter(&mut parts, self.head_sent, false)
+            };
+            match sent {
                 Ok(0) => return Err(code::EPIPE),
                 Ok(n) => self.advance(n),
                 Err(e) if e == code::EAGAIN => return Ok(Flushed::Blocked),

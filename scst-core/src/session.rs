@@ -149,6 +149,12 @@ impl Session {
             .count()
     }
 
+    /// Has the transport end the session. Returns before it is gone. Context: any.
+    #[doc(alias = "force_close")]
+    pub fn close(&self) {
+        self.home.close();
+    }
+
     /// Takes the next unit attention of a nexus for delivery; one that concerns all LUNs goes from all of them.
     pub(crate) fn take_ua(&self, tgt_dev: &TgtDev) -> Option<Sense> {
         let mut all = Vec::new();

@@ -120,6 +120,8 @@ pub trait CmdHome: Send + Sync {
     fn reap(&self, cmd: CmdRef);
     /// A task management request of the session is complete; its status is in `mcmd`.
     fn task_mgmt_fn_done(&self, mcmd: Arc<MgmtCmd>);
+    /// Ends the session: the transport closes its connections and unregisters it.
+    fn close(&self);
 }
 
 /// The transport's side of the state machine at a command's home. It runs in the caller's stack, so a transport
