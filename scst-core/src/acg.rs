@@ -40,6 +40,11 @@ pub struct AcgId(u64);
 static NEXT_ACG: AtomicU64 = AtomicU64::new(1);
 
 impl Acg {
+    /// The group's identity, by which the core's configuration functions know it.
+    pub fn id(&self) -> AcgId {
+        self.id
+    }
+
     pub(crate) fn new(name: &str) -> Self {
         Self {
             id: AcgId(NEXT_ACG.fetch_add(1, Ordering::Relaxed)),

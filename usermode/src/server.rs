@@ -1,15 +1,36 @@
 //! The running target: builds devices, target and portals from a [`ServeConfig`].
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
+use backstores::ram::{RamConfig, RamDisk};
+use iscsi_scst::driver::IscsiDriver;
+use iscsi_scst::param::{KeyValues, SessionKey, TgtParams};
+use iscsi_scst::target::IscsiTarget;
+use kshim::reactor::{PollerKind, Reactor, ReactorConfig};
+use scst_core::core::{Core, CoreParams, LunParams};
+use scst_core::dev_handlers::vdisk::{IdentityOverrides, Vdisk, VdiskKind, VdiskParams};
+use scst_core::device::Device;
 
-use crate::config::ServeConfig;
+use crate::cli::Poller;
+use crate::config::{Backing, LunSpec, ServeConfig};
+
+/// Commands that a session may have queued, and that one nexus may have at a LUN: SCST's own 32 and 64 keep a fast
+/// initiator waiting.
+const SERVE_QUEUED_COMMANDS: u32 = 256;
+/// Write data that may come without being asked for: 64 KiB writes need no round trip, nor do 256 KiB ones.
+const SERVE_FIRST_BURST_LENGTH: u32 = 262_144;
 
 /// A server that accepts connections.
-#[derive(Debug)]
 pub(crate) struct Server {
     portals: Vec<SocketAddr>,
+    core: Arc<Core>,
+    driver: Arc<IscsiDriver>,
+    reactors: Vec<Reactor>,
+    devices: Vec<Arc<Device>>,
+    ram: Vec<RamDisk>,
 }
 
 /// Starts a server.
@@ -18,21 +39,101 @@ pub(crate) struct Server {
 ///
 /// Why it cannot: a port in use, memory, a file. What was started is stopped again then.
 pub(crate) fn start(config: &ServeConfig) -> Result<Server> {
-    let ServeConfig {
-        luns,
-        portals,
-        iqn,
-        cpus,
-        poller,
-    } = config;
-    bail!(
-        "the iSCSI target is not wired into scstd yet (asked for {iqn} on {portals:?} with {} LUNs, {cpus} reactors, \
-         poller {poller:?})",
-        luns.len()
-    )
+    let reactors = start_reactors(config)?;
+    let core = Core::new(CoreParams::default()).context("the core's threads cannot be started")?;
+    let handles = reactors.iter().map(Reactor::handle).collect();
+    let driver = IscsiDriver::new(Arc::clone(&core), handles)?;
+    let mut server =
+        Server { portals: Vec::new(), core, driver, reactors, devices: Vec::new(), ram: Vec::new() };
+    match server.configure(config) {
+        Ok(()) => Ok(server),
+        Err(e) => {
+            if let Err(e) = server.stop() {
+                log::error!("stopping what was started: {e:#}");
+            }
+            Err(e)
+        }
+    }
+}
+
+fn start_reactors(config: &ServeConfig) -> Result<Vec<Reactor>> {
+    let poller = match config.poller {
+        Poller::Auto => PollerKind::Auto,
+        Poller::Uring => PollerKind::Uring,
+        Poller::Epoll => PollerKind::Epoll,
+    };
+    let start = |n| {
+        let mut config = ReactorConfig::new(format!("reactor{n}"));
+        config.poller = poller;
+        Reactor::spawn(config).with_context(|| format!("reactor {n} cannot be started"))
+    };
+    let reactors: Vec<Reactor> = (0..config.cpus.max(1)).map(start).collect::<Result<_>>()?;
+    if let Some(r) = reactors.first() {
+        log::info!("{} reactors on {:?}", reactors.len(), r.poller());
+    }
+    Ok(reactors)
 }
 
 impl Server {
+    fn configure(&mut self, config: &ServeConfig) -> Result<()> {
+        let mut keys = KeyValues::default();
+        keys.set(SessionKey::FirstBurstLength, SERVE_FIRST_BURST_LENGTH);
+        let params = TgtParams { queued_commands: SERVE_QUEUED_COMMANDS, ..TgtParams::default() };
+        let target = self.driver.add_target(&config.iqn, None, keys, params)?;
+        for (lun, spec) in (0..).zip(&config.luns) {
+            self.add_lun(&target, lun, spec).with_context(|| format!("LUN {lun}"))?;
+        }
+        target.tgt().enabled.store(true, Ordering::Release);
+        for portal in &config.portals {
+            let addr = self
+                .driver
+                .add_portal(*portal)
+                .with_context(|| format!("portal {portal}: cannot listen"))?;
+            self.portals.push(addr);
+        }
+        Ok(())
+    }
+
+    fn add_lun(&mut self, target: &Arc<IscsiTarget>, lun: u64, spec: &LunSpec) -> Result<()> {
+        let params = self.vdisk_params(spec)?;
+        let vdisk = Vdisk::new(&spec.name, &params)
+            .with_context(|| format!("{} cannot be opened", spec.name))?;
+        let dev = self.core.register_virtual_device(&spec.name, vdisk)?;
+        dev.max_tgt_dev_commands.store(SERVE_QUEUED_COMMANDS, Ordering::Relaxed);
+        self.devices.push(Arc::clone(&dev));
+        let acg = target.tgt().default_acg();
+        let lun_params = LunParams { read_only: spec.read_only };
+        self.core.add_lun(target.tgt(), acg.id(), &dev, lun, lun_params)?;
+        Ok(())
+    }
+
+    /// The device behind a LUN: RAM and block devices by bios, files through the page cache.
+    fn vdisk_params(&mut self, spec: &LunSpec) -> Result<VdiskParams> {
+        let (kind, path) = match &spec.backing {
+            Backing::Ram => {
+                let disk = RamDisk::create(&spec.name, &RamConfig::new(spec.bytes))
+                    .with_context(|| format!("RAM disk of {} bytes", spec.bytes))?;
+                let path = disk.path().into();
+                self.ram.push(disk);
+                (VdiskKind::Blockio, path)
+            }
+            Backing::File(path) => (VdiskKind::Fileio, path.clone()),
+            Backing::BlockDevice(path) => (VdiskKind::Blockio, path.clone()),
+        };
+        let mut params = VdiskParams::new(kind);
+        params.filename = Some(path);
+        params.read_only = spec.read_only;
+        params.rotational = Some(false);
+        params.thin_provisioned = Some(!spec.read_only);
+        let serial = format!("{:016x}", spec.serial);
+        params.identity = IdentityOverrides {
+            t10_dev_id: Some(format!("{serial}-{}", spec.name)),
+            usn: Some(serial),
+            ..IdentityOverrides::default()
+        };
+        Ok(params)
+    }
+
     /// Addresses that it listens on, with the ports that were chosen.
     pub(crate) fn portals(&self) -> &[SocketAddr] {
         &self.portals
@@ -42,9 +143,28 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// What could not be flushed.
+    /// What could not be closed or flushed.
     pub(crate) fn stop(self) -> Result<()> {
-        drop(self);
-        Ok(())
+        let drained = self.driver.stop();
+        let mut failed = Vec::new();
+        for dev in self.devices {
+            if let Err(e) = self.core.unregister_virtual_device(dev.name()) {
+                failed.push(format!("{}: {e}", dev.name()));
+            }
+        }
+        for target in self.driver.targets() {
+            if let Err(e) = self.core.unregister_target(target.tgt()) {
+                failed.push(format!("{}: {e}", target.name()));
+            }
+        }
+        for reactor in self.reactors {
+            reactor.stop();
+        }
+        self.core.shutdown();
+        drop(self.ram);
+        if !drained {
+            failed.push("some connections did not end in time".to_owned());
+        }
+        if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("; ")) }
     }
 }
