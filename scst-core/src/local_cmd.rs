@@ -90,6 +90,9 @@ fn report_luns(cmd: &mut Cmd) {
         cmd.set_invalid_field_in_cdb(2, None);
         return;
     }
+    if cmd.bufflen() == 0 {
+        return;
+    }
     if cmd.bufflen() < REPORT_LUNS_MIN_ALLOC {
         cmd.set_invalid_field_in_cdb(6, None);
         return;

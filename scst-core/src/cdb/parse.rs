@@ -33,19 +33,22 @@ pub fn get_cdb_info(dev_type: u8, block_shift: u8, cdb: &[u8]) -> Result<CdbInfo
     Ok(i)
 }
 
-/// What SCST knows of a CDB that [`get_cdb_info`] refuses with an operation code that it does know: name, flags and
-/// NACA, and the direction and lengths as far as they had been read, *in blocks*. The residual of the failed command
-/// is computed from these.
+/// What SCST knows of a CDB that [`get_cdb_info`] refuses although its operation code (and service action) is known:
+/// name, flags and NACA, and the direction and lengths as far as they had been read, *in blocks*. The residual of the
+/// failed command is computed from these.
 #[cold]
 pub fn get_invalid_cdb_info(dev_type: u8, block_shift: u8, cdb: &[u8]) -> Option<CdbInfo> {
-    let row = INDEX
-        .get(usize::from(dev_type))
-        .and_then(|t| t.get(usize::from(u8_at(cdb, 0))));
-    let op = find(dev_type, cdb)
-        .ok()
-        .or_else(|| OPS.get(usize::from(*row?)))?;
+    let op = match find(dev_type, cdb) {
+        Ok(op) => op,
+        Err(CdbError::UnknownOpcode) => return None,
+        // The length of a variable-length CDB is wrong: its row is not looked at.
+        Err(CdbError::InvalidField { .. }) => OPS
+            .iter()
+            .find(|op| op.code == u8_at(cdb, 0) && op.form == Form::VarLen)?,
+    };
     let mut i = CdbInfo::new(op);
-    if op.form != Form::VarLen && decode(&mut i, block_shift, cdb).is_ok() {
+    let decoded = decode(&mut i, block_shift, cdb);
+    if op.form != Form::VarLen && decoded.is_ok() {
         return None;
     }
     Some(i)

@@ -159,6 +159,7 @@ fn refused_cdbs_keep_their_length_in_blocks() {
     assert!(part("ff").is_none());
     assert!(part("28000000000000000100").is_none());
     assert!(part("7f000000000000170009").is_some());
+    assert!(part("7f000000000000180008").is_none());
 }
 
 #[test]

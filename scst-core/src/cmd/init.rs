@@ -5,11 +5,12 @@
 use super::shared::{ABORTED, CmdShared};
 use super::{CdbBuf, Cmd, CmdMarks, CmdState, ExecCx, Next};
 use crate::blocking::BlockTicket;
-use crate::cdb::{self, CdbError, CdbFlags};
+use crate::cdb::{self, CdbError, CdbFlags, CdbInfo};
 use crate::consts::{DataDirection, QueueType, SamStatus};
 use crate::local_cmd;
 use crate::lun::Lun;
 use crate::order::{OrderPolicy, OrderTicket};
+use crate::sense;
 use crate::session::Session;
 use kshim::scatterlist::SGTable;
 use kshim::sync::rcu;
@@ -229,10 +230,36 @@ impl Cmd {
                 self.lba = info.lba;
                 self.info = Some(info);
             }
-            Err(CdbError::UnknownOpcode) => {}
-            Err(CdbError::InvalidField { byte, bit }) => {
-                self.set_invalid_field_in_cdb(byte, bit);
-                self.set_abnormal_done_state();
+            Err(e) => {
+                let (type_code, shift) = (handler.type_code(), handler.block_shift());
+                let known = cdb::get_invalid_cdb_info(type_code, shift, self.cdb.as_slice());
+                self.refuse_cdb(e, known);
+            }
+        }
+    }
+
+    /// Refuses a CDB of which only `known` could be decoded. An unknown opcode goes on to the handler's parse.
+    #[cold]
+    fn refuse_cdb(&mut self, e: CdbError, known: Option<CdbInfo>) {
+        let Some(info) = known else { return };
+        self.data_direction = info.direction;
+        self.bufflen = info.bufflen;
+        self.info = Some(info);
+        match e {
+            CdbError::UnknownOpcode => self.set_sense(sense::INVALID_OPCODE),
+            CdbError::InvalidField { byte, bit } => self.set_invalid_field_in_cdb(byte, bit),
+        }
+        self.set_write_len();
+        self.set_abnormal_done_state();
+    }
+
+    /// Data-out to take: what the CDB says, limited to what the initiator offers.
+    #[doc(alias = "scst_set_write_len")]
+    pub(super) fn set_write_len(&mut self) {
+        if self.data_direction.has_write() {
+            self.write_len = self.bufflen;
+            if self.expected_set {
+                self.write_len = self.write_len.min(self.expected_transfer_len);
             }
         }
     }

@@ -32,6 +32,7 @@ impl Cmd {
             self.check_lengths(flags);
         }
         if self.completed {
+            self.set_write_len();
             self.set_abnormal_done_state();
             return Next::Same(self);
         }

@@ -98,7 +98,14 @@ impl DevHandler for Vdisk {
     #[inline]
     fn parse(&self, cmd: &mut Cmd) {
         let Some(info) = cmd.info() else {
-            cmd.set_sense(sense::INVALID_OPCODE);
+            // SCST computes a byte offset before it looks whether the command is known at all; of an unknown service
+            // action of a variable-length CDB it knows neither LBA nor that there is none.
+            let var_len = cmd.cdb_byte(0) == op::VARIABLE_LENGTH_CMD;
+            cmd.set_sense(if var_len {
+                sense::BLOCK_OUT_RANGE
+            } else {
+                sense::INVALID_OPCODE
+            });
             return;
         };
         if let Err(s) = cdb::sbc_generic_parse(info, Vdisk::block_shift(self)) {

@@ -163,7 +163,7 @@ mod tests {
         for (name, usn) in [
             ("disk0", "ab5f2545"),
             ("disk1", "b8fdbd32"),
-            ("disk2", "8ca115ab"),
+            ("disk2", "8c1a15ab"),
             ("disk3", "9fb88ddc"),
             ("disk4", "e5d54499"),
             ("cd5", "bb38f6aa"),

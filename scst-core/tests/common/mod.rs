@@ -1,0 +1,262 @@
+//! A transport in the caller's stack: sends one command at a time through the whole state machine.
+#![allow(dead_code)] // each test file uses its part
+
+use kshim::sync::{CondVar, Mutex};
+use scst_core::cmd::{AllData, Cmd, CmdHome, CmdRef, ExecCx, HomeId, RestartStatus, TgtHost};
+use scst_core::consts::{DataDirection, QueueType};
+use scst_core::core::{Core, CoreParams, LunParams};
+use scst_core::dev_handlers::vdisk::Vdisk;
+use scst_core::mgmt::MgmtCmd;
+use scst_core::sense;
+use scst_core::session::Session;
+use scst_core::template::TgtTemplate;
+use scst_core::tgt::Tgt;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// iSCSI's version descriptor.
+const ISCSI: u16 = 0x0960;
+const HOME: HomeId = HomeId(1);
+
+struct Template;
+
+impl TgtTemplate for Template {
+    fn name(&self) -> &'static str {
+        "test"
+    }
+    fn scsi_transport_version(&self) -> u16 {
+        ISCSI
+    }
+    fn close_session(&self, _sess: &Arc<Session>) {}
+}
+
+#[derive(Default)]
+struct Home {
+    posted: Mutex<VecDeque<Box<Cmd>>>,
+    wake: CondVar,
+}
+
+impl CmdHome for Home {
+    fn id(&self) -> HomeId {
+        HOME
+    }
+    fn post(&self, cmd: Box<Cmd>) {
+        self.posted.lock().push_back(cmd);
+        self.wake.notify_one();
+    }
+    fn reap(&self, _cmd: CmdRef) {}
+    fn task_mgmt_fn_done(&self, _mcmd: Arc<MgmtCmd>) {}
+}
+
+impl Home {
+    fn wait(&self) -> Box<Cmd> {
+        let mut posted = self.posted.lock();
+        loop {
+            if let Some(cmd) = posted.pop_front() {
+                return cmd;
+            }
+            self.wake.wait(&mut posted);
+        }
+    }
+}
+
+enum Step {
+    Preprocessed(Box<Cmd>),
+    Fetch(Box<Cmd>),
+    Respond(Box<Cmd>),
+}
+
+#[derive(Default)]
+struct Host {
+    step: Option<Step>,
+    free: Option<Box<Cmd>>,
+}
+
+impl TgtHost for Host {
+    fn preprocessing_done(&mut self, cmd: Box<Cmd>) {
+        self.step = Some(Step::Preprocessed(cmd));
+    }
+    fn rdy_to_xfer(&mut self, cmd: Box<Cmd>) {
+        self.step = Some(Step::Fetch(cmd));
+    }
+    fn xmit_response(&mut self, cmd: Box<Cmd>) {
+        self.step = Some(Step::Respond(cmd));
+    }
+    fn on_free_cmd(&mut self, cmd: Box<Cmd>) {
+        self.free = Some(cmd);
+    }
+}
+
+/// What the initiator gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u8,
+    pub sense: Vec<u8>,
+    pub data: Vec<u8>,
+    /// Positive: underflow; negative: overflow.
+    pub resid: i64,
+    /// Whether a thread of the device's pool was used.
+    pub threaded: bool,
+}
+
+impl Answer {
+    pub fn sense(&self) -> Option<sense::Sense> {
+        sense::parse(&self.sense)
+    }
+    pub fn is_good(&self) -> bool {
+        self.status == 0
+    }
+}
+
+/// A core with one target and one session.
+pub struct Rig {
+    core: Arc<Core>,
+    tgt: Arc<Tgt>,
+    home: Arc<Home>,
+    sess: Option<Arc<Session>>,
+    free: Option<Box<Cmd>>,
+    disks: Vec<String>,
+}
+
+impl Rig {
+    /// Maps `disks` to LUN 0 and on, opens a session and clears its unit attentions.
+    pub fn new(disks: &[(Arc<Vdisk>, bool)]) -> Self {
+        let core = Core::new(CoreParams::default()).expect("threads");
+        let tgt = core
+            .register_target(Arc::new(Template), "iqn.test")
+            .expect("first");
+        let acg = tgt.find_acg("iqn.initiator");
+        let mut names = Vec::new();
+        for (lun, (disk, read_only)) in (0u64..).zip(disks) {
+            let dev = core
+                .register_virtual_device(disk.name(), disk.clone())
+                .expect("new name");
+            core.add_lun(
+                &tgt,
+                acg,
+                &dev,
+                lun,
+                LunParams {
+                    read_only: *read_only,
+                },
+            )
+            .expect("free");
+            names.push(disk.name().to_owned());
+        }
+        let home = Arc::new(Home::default());
+        let sess = core
+            .register_session(&tgt, "iqn.initiator", home.clone(), 0, sense::RESET_UA)
+            .expect("session");
+        let mut rig = Self {
+            core,
+            tgt,
+            home,
+            sess: Some(sess),
+            free: None,
+            disks: names,
+        };
+        for lun in 0..rig.disks.len() as u64 {
+            while !rig.tur(lun).is_good() {}
+        }
+        rig
+    }
+
+    pub fn tur(&mut self, lun: u64) -> Answer {
+        self.send(lun, &[0; 6], None, &[])
+    }
+
+    /// A command that reads `len` bytes.
+    pub fn read(&mut self, lun: u64, cdb: &[u8], len: usize) -> Answer {
+        self.send(lun, cdb, Some(len), &[])
+    }
+
+    /// A command with data-out, or with none.
+    pub fn write(&mut self, lun: u64, cdb: &[u8], out: &[u8]) -> Answer {
+        self.send(lun, cdb, None, out)
+    }
+
+    /// Sends a command and waits for its answer.
+    pub fn send(&mut self, lun: u64, cdb: &[u8], expect_in: Option<usize>, out: &[u8]) -> Answer {
+        let sess = self.sess.as_ref().expect("open");
+        let mut first = [0u8; 16];
+        let n = cdb.len().min(16);
+        first[..n].copy_from_slice(&cdb[..n]);
+        let lun_bytes = [0, lun as u8, 0, 0, 0, 0, 0, 0];
+        let mut cmd = sess.rx_cmd(
+            self.free.take(),
+            lun_bytes,
+            &first,
+            cdb.get(16..).unwrap_or(&[]),
+        );
+        cmd.set_tag(1);
+        cmd.set_queue_type(QueueType::Simple);
+        match expect_in {
+            Some(len) => cmd.set_expected(DataDirection::Read, len as u32, 0),
+            None if out.is_empty() => cmd.set_expected(DataDirection::None, 0, 0),
+            None => cmd.set_expected(DataDirection::Write, out.len() as u32, 0),
+        }
+        let mut host = Host::default();
+        cmd.init_done(&mut ExecCx::direct(HOME, &mut host));
+        let mut threaded = false;
+        loop {
+            match host.step.take() {
+                None => {
+                    threaded = true;
+                    let cmd = self.home.wait();
+                    cmd.process(&mut ExecCx::direct(HOME, &mut host));
+                }
+                Some(Step::Preprocessed(mut cmd)) => {
+                    if cmd.data_direction().has_write() {
+                        let n = (cmd.write_len() as usize).min(out.len());
+                        cmd.sg_mut().clear();
+                        cmd.sg_mut().push_alloc(n).expect("memory");
+                        cmd.sg_mut().copy_from_slice(0, &out[..n]).expect("fits");
+                    }
+                    let mut cx = ExecCx::direct(HOME, &mut host);
+                    cmd.restart(RestartStatus::Success, AllData::Received, &mut cx);
+                }
+                Some(Step::Fetch(cmd)) => {
+                    cmd.rx_data(RestartStatus::Success, &mut ExecCx::direct(HOME, &mut host));
+                }
+                Some(Step::Respond(cmd)) => {
+                    let mut answer = Answer {
+                        status: cmd.status() as u8,
+                        sense: cmd.sense().to_vec(),
+                        data: vec![0; cmd.resp_data_len() as usize],
+                        resid: cmd.resid().unwrap_or(0),
+                        threaded,
+                    };
+                    cmd.sg()
+                        .copy_to_slice(0, &mut answer.data)
+                        .expect("buffer holds the response");
+                    cmd.tgt_cmd_done(&mut ExecCx::direct(HOME, &mut host));
+                    self.free = host.free.take();
+                    return answer;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.free = None;
+        if let Some(sess) = self.sess.take() {
+            self.core.unregister_session(&sess);
+        }
+        for name in &self.disks {
+            self.core
+                .unregister_virtual_device(name)
+                .expect("registered");
+        }
+        let _ = self.core.unregister_target(&self.tgt);
+        self.core.shutdown();
+    }
+}
+
+/// Bytes as recorded.
+pub fn hex(s: &str) -> Vec<u8> {
+    (0..s.len() / 2)
+        .map(|i| u8::from_str_radix(&s[2 * i..2 * i + 2], 16).expect("hex"))
+        .collect()
+}

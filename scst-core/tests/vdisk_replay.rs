@@ -1,0 +1,191 @@
+//! Replays what kernel SCST answered on virtual disks, byte for byte.
+
+mod common;
+#[path = "common/ram.rs"]
+mod ram;
+
+use common::{Rig, hex};
+use kshim::block::register_disk;
+use scst_core::dev_handlers::rsoc::NOT_EXECUTED;
+use scst_core::dev_handlers::vdisk::{Vdisk, VdiskKind, VdiskParams};
+use scst_core::sense;
+use std::path::Path;
+use std::sync::Arc;
+
+const CONVERSATIONS: &str = include_str!("data/kernel_scst_vdisk.txt");
+const MIB: u64 = 1 << 20;
+/// RECEIVE COPY RESULTS: known to the core, and not executed yet.
+const RECEIVE_COPY_RESULTS: u8 = 0x84;
+
+fn file_disk(dir: &Path, name: &str, size: u64, more: &[(&str, &str)]) -> Arc<Vdisk> {
+    let path = dir.join(name);
+    let options = kshim::fs::OpenOptions::new().create(true);
+    kshim::fs::File::open(&path, &options)
+        .and_then(|f| f.set_size(size))
+        .expect("scratch file");
+    let mut params = vec![("filename", path.to_str().expect("text"))];
+    params.extend_from_slice(more);
+    let params = VdiskParams::parse(VdiskKind::Fileio, &params).expect("known parameters");
+    Vdisk::new(name, &params).expect("device")
+}
+
+/// The configuration that the conversations were recorded with, without the CD-ROM.
+fn reference_disks(dir: &Path) -> Vec<(Arc<Vdisk>, bool)> {
+    let block = VdiskParams::parse(VdiskKind::Blockio, &[("filename", "/dev/ram/replay")]);
+    let null = VdiskParams::parse(VdiskKind::Nullio, &[("size_mb", "1024")]);
+    vec![
+        (
+            file_disk(dir, "disk0", 100 * MIB, &[("thin_provisioned", "1")]),
+            false,
+        ),
+        (
+            Vdisk::new("disk1", &block.expect("known")).expect("device"),
+            false,
+        ),
+        (
+            Vdisk::new("disk2", &null.expect("known")).expect("device"),
+            false,
+        ),
+        (
+            file_disk(dir, "disk3", 64 * MIB, &[("read_only", "1")]),
+            true,
+        ),
+        (
+            file_disk(
+                dir,
+                "disk4",
+                100 * MIB,
+                &[("blocksize", "4096"), ("thin_provisioned", "1")],
+            ),
+            false,
+        ),
+    ]
+}
+
+/// Data in the notation of the file.
+fn data(spec: &str) -> Vec<u8> {
+    if spec == "-" {
+        return Vec::new();
+    }
+    let part = |p: &str| match p.split_once('*') {
+        Some(("seq", n)) => (0..n.parse::<usize>().expect("length"))
+            .map(|i| (7 * i + i / 256) as u8)
+            .collect(),
+        Some((byte, n)) => vec![hex(byte)[0]; n.parse().expect("length")],
+        None => hex(p),
+    };
+    spec.split('+').flat_map(part).collect()
+}
+
+/// Command descriptors of a REPORT SUPPORTED OPERATION CODES list.
+fn descriptors(list: &[u8], cdb: &[u8]) -> Vec<Vec<u8>> {
+    let each = if cdb[2] & 0x80 != 0 { 20 } else { 8 };
+    list.get(4..)
+        .unwrap_or_default()
+        .chunks(each)
+        .map(<[u8]>::to_vec)
+        .collect()
+}
+
+#[derive(Default)]
+struct Score {
+    same: usize,
+    wrong: Vec<String>,
+}
+
+/// Runs one line of the file.
+fn step(rig: &mut Rig, case: &str, line: &str, score: &mut Score) {
+    let f: Vec<&str> = line.split(' ').collect();
+    let [
+        lun,
+        cdb,
+        expect_in,
+        out,
+        status,
+        want_sense,
+        want_data,
+        resid,
+        mask,
+        flags,
+    ] = f[..]
+    else {
+        panic!("malformed line: {line}");
+    };
+    let cdb = hex(cdb);
+    let not_executed = NOT_EXECUTED.contains(&cdb[0]) || cdb[0] == RECEIVE_COPY_RESULTS;
+    let a = rig.send(
+        lun.parse().expect("LUN"),
+        &cdb,
+        expect_in.parse().ok(),
+        &data(out),
+    );
+    if not_executed {
+        let refused =
+            matches!(a.sense(), Some(s) if s == sense::INVALID_OPCODE || s == sense::DATA_PROTECT);
+        assert!(
+            refused,
+            "{case}: {line}: {a:?}: executed now? then it belongs in this test"
+        );
+        return;
+    }
+    let (mut got, mut want) = (a.data.clone(), data(want_data));
+    for (i, m) in data(mask).into_iter().enumerate() {
+        for d in [&mut got, &mut want] {
+            if let Some(b) = d.get_mut(i) {
+                *b &= m;
+            }
+        }
+    }
+    let data_ok = if flags.contains('d') {
+        true
+    } else if flags.contains('P') {
+        want[4..].iter().all(|page| got[4..].contains(page))
+    } else if cdb[0] == 0xA3 && cdb[1] & 0x1F == 0x0C && cdb[2] & 7 == 0 {
+        // Every recorded descriptor of what we execute, and no other.
+        let ours = descriptors(&got, &cdb);
+        let theirs = descriptors(&want, &cdb);
+        theirs
+            .iter()
+            .all(|d| ours.contains(d) || NOT_EXECUTED.contains(&d[0]))
+            && ours.iter().all(|d| theirs.contains(d))
+    } else if cdb[0] == 0xA3 && cdb[1] & 0x1F == 0x0C && NOT_EXECUTED.contains(&cdb[3]) {
+        score.same += usize::from(got == [0; 4] || !a.is_good());
+        return;
+    } else {
+        got == want
+    };
+    let resid_ok = a.resid.to_string() == resid || cdb[0] == 0xA3;
+    let sense_ok = flags.contains('s') || a.sense == data(want_sense);
+    if format!("{:02x}", a.status) == status && sense_ok && data_ok && resid_ok {
+        score.same += 1;
+    } else {
+        score
+            .wrong
+            .push(format!("{case}: {line}\n    got {a:02x?}"));
+    }
+}
+
+#[test]
+fn answers_are_those_of_kernel_scst() {
+    let ram = register_disk("/dev/ram/replay", ram::Ram::new(128 << 20, true)).expect("new name");
+    let dir = tempfile::tempdir().expect("scratch directory");
+    let mut score = Score::default();
+    {
+        let mut rig = Rig::new(&reference_disks(dir.path()));
+        let mut case = "";
+        for line in CONVERSATIONS.lines().filter(|l| !l.starts_with('#')) {
+            match line.strip_prefix("= ") {
+                Some(name) => case = name,
+                None => step(&mut rig, case, line, &mut score),
+            }
+        }
+    }
+    drop(ram);
+    assert!(
+        score.wrong.is_empty(),
+        "{} same; wrong:\n{}",
+        score.same,
+        score.wrong.join("\n")
+    );
+    assert!(score.same > 600, "{}", score.same);
+}
