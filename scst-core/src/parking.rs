@@ -21,7 +21,7 @@ pub trait Abortable {
 
 /// Parked items that may go on, oldest first.
 ///
-/// Holds one item inline, so that the usual case (none, or one) does not allocate.
+/// Holds one item inline, so that the usual case (none, or one) does not allocate, and is returned in two registers.
 ///
 /// # Examples
 ///
@@ -34,12 +34,16 @@ pub trait Abortable {
 /// assert_eq!(r.pop(), Some(1));
 /// assert_eq!(r.into_iter().collect::<Vec<_>>(), [2]);
 /// ```
-// Invariant: `rest` is empty while `first` is `None`.
+// Invariant: `rest` is absent or empty while `first` is `None`.
 #[derive(Debug)]
 #[must_use = "released commands must be resumed, or they are lost"]
 pub struct Released<T> {
     first: Option<T>,
-    rest: VecDeque<T>,
+    #[expect(
+        clippy::box_collection,
+        reason = "rarely there, and must not make the type larger"
+    )]
+    rest: Option<Box<VecDeque<T>>>,
 }
 
 impl<T> Released<T> {
@@ -48,14 +52,14 @@ impl<T> Released<T> {
     pub const fn new() -> Self {
         Self {
             first: None,
-            rest: VecDeque::new(),
+            rest: None,
         }
     }
 
     /// Number of items.
     #[inline]
     pub fn len(&self) -> usize {
-        usize::from(self.first.is_some()) + self.rest.len()
+        usize::from(self.first.is_some()) + self.rest.as_ref().map_or(0, |r| r.len())
     }
 
     /// Whether there is nothing to resume.
@@ -69,14 +73,14 @@ impl<T> Released<T> {
         if self.first.is_none() {
             self.first = Some(item);
         } else {
-            self.rest.push_back(item);
+            self.rest.get_or_insert_default().push_back(item);
         }
     }
 
     /// Adds an item before the others.
     pub fn push_front(&mut self, item: T) {
         if let Some(old) = self.first.replace(item) {
-            self.rest.push_front(old);
+            self.rest.get_or_insert_default().push_front(old);
         }
     }
 
@@ -84,7 +88,7 @@ impl<T> Released<T> {
     pub fn pop(&mut self) -> Option<T> {
         let item = self.first.take();
         if item.is_some() {
-            self.first = self.rest.pop_front();
+            self.first = self.rest.as_mut().and_then(|r| r.pop_front());
         }
         item
     }
@@ -103,7 +107,9 @@ impl<T> Released<T> {
 
     /// The items, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
-        self.first.iter().chain(self.rest.iter())
+        self.first
+            .iter()
+            .chain(self.rest.iter().flat_map(|r| r.iter()))
     }
 
     /// Moves the items for which `pred` holds to the end of `out`; the others keep their order.
@@ -146,7 +152,11 @@ impl<T> IntoIterator for Released<T> {
     type IntoIter = IntoIter<T>;
 
     fn into_iter(self) -> IntoIter<T> {
-        IntoIter(self.first.into_iter().chain(self.rest))
+        IntoIter(
+            self.first
+                .into_iter()
+                .chain(self.rest.map(|r| *r).unwrap_or_default()),
+        )
     }
 }
 

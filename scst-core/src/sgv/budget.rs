@@ -3,6 +3,7 @@
 use kshim::cpu;
 use kshim::error::{Result, code};
 use kshim::percpu::CachePadded;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 
 /// Logarithm of the page size in which memory is counted.
@@ -29,11 +30,23 @@ pub fn pages_of(len: usize) -> Result<u32> {
     }
 }
 
+/// Which limit a charge ran into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitHit {
+    /// The one that was to be charged.
+    Own,
+    /// The one that it is a part of.
+    Parent,
+}
+
 /// A limit on memory in use: never exceeded, and the whole of it can be used.
 ///
 /// `charged` is what was taken from the limit: memory in use, and credit that threads keep for their next charges. A charge is
 /// taken from the thread's own credit; if that is not enough, `charged` grows by the missing pages and a batch. Near the limit all credit
 /// is called in first.
+///
+/// A device's limit is part of the limit on all: what it takes for itself, in batches, it takes from that one too, so that a charge of
+/// both is one operation.
 ///
 /// Context: any thread; nothing sleeps.
 #[doc(alias = "scst_mem_lim")]
@@ -42,16 +55,18 @@ pub struct MemLim {
     limit: AtomicI64,
     charged: AtomicI64,
     batch: AtomicU32,
+    parent: Option<Arc<MemLim>>,
     credits: [CachePadded<AtomicI64>; SHARDS],
 }
 
 impl MemLim {
-    /// A limit of so many bytes (rounded down to pages).
-    pub fn new(bytes: u64) -> Self {
+    /// A limit of so many bytes (rounded down to pages), on its own or as a part of another one.
+    pub(super) fn new(bytes: u64, parent: Option<Arc<Self>>) -> Self {
         let lim = Self {
             limit: AtomicI64::new(0),
             charged: AtomicI64::new(0),
             batch: AtomicU32::new(0),
+            parent,
             credits: std::array::from_fn(|_| CachePadded::new(AtomicI64::new(0))),
         };
         lim.set_limit(bytes);
@@ -77,8 +92,16 @@ impl MemLim {
     /// Pages in use. A snapshot: charges that happen meanwhile may be seen or not.
     #[doc(alias = "alloced_pages")]
     pub fn used_pages(&self) -> i64 {
-        let credit: i64 = self.credits.iter().map(|c| c.load(Ordering::Relaxed)).sum();
-        (self.charged.load(Ordering::Relaxed) - credit).max(0)
+        (self.charged_pages() - self.credit_pages()).max(0)
+    }
+
+    /// Pages taken from the limit: in use, or credit.
+    pub(super) fn charged_pages(&self) -> i64 {
+        self.charged.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn credit_pages(&self) -> i64 {
+        self.credits.iter().map(|c| c.load(Ordering::Relaxed)).sum()
     }
 
     #[inline]
@@ -89,17 +112,21 @@ impl MemLim {
             .unwrap_or(first)
     }
 
-    /// Takes `pages`; answers whether they were to be had.
+    /// Takes `pages`.
+    ///
+    /// # Errors
+    ///
+    /// Who has not so many left.
     #[doc(alias = "sgv_check_allowed_mem")]
     #[inline]
-    pub fn charge(&self, pages: u32) -> bool {
+    pub fn charge(&self, pages: u32) -> Result<(), LimitHit> {
         let n = i64::from(pages);
         let credit = self.credit();
         let mut have = credit.load(Ordering::Relaxed);
         while have >= n {
             match credit.compare_exchange_weak(have, have - n, Ordering::Relaxed, Ordering::Relaxed)
             {
-                Ok(_) => return true,
+                Ok(_) => return Ok(()),
                 Err(now) => have = now,
             }
         }
@@ -107,15 +134,15 @@ impl MemLim {
     }
 
     #[cold]
-    fn charge_slow(&self, n: i64) -> bool {
+    fn charge_slow(&self, n: i64) -> Result<(), LimitHit> {
         let batch = i64::from(self.batch.load(Ordering::Relaxed));
-        if batch > 0 && self.take(n + batch) {
+        if batch > 0 && self.take(n + batch).is_ok() {
             self.credit().fetch_add(batch, Ordering::Relaxed);
-            return true;
+            return Ok(());
         }
         for _ in 0..ATTEMPTS {
-            if self.take(n) {
-                return true;
+            if self.take(n).is_ok() {
+                return Ok(());
             }
             if self.reclaim() == 0 {
                 break;
@@ -124,12 +151,27 @@ impl MemLim {
         self.take(n)
     }
 
-    fn take(&self, n: i64) -> bool {
+    fn take(&self, n: i64) -> Result<(), LimitHit> {
         let limit = self.limit.load(Ordering::Relaxed);
         let more = |charged: i64| charged.checked_add(n).filter(|c| *c <= limit);
+        let relaxed = Ordering::Relaxed;
         self.charged
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
-            .is_ok()
+            .fetch_update(relaxed, relaxed, more)
+            .map_err(|_| LimitHit::Own)?;
+        if let Some(parent) = &self.parent
+            && parent.take(n).is_err()
+        {
+            self.charged.fetch_sub(n, Ordering::Relaxed);
+            return Err(LimitHit::Parent);
+        }
+        Ok(())
+    }
+
+    fn give_back(&self, n: i64) {
+        self.charged.fetch_sub(n, Ordering::Relaxed);
+        if let Some(parent) = &self.parent {
+            parent.give_back(n);
+        }
     }
 
     /// Gives `pages` back.
@@ -150,7 +192,7 @@ impl MemLim {
     fn uncharge_slow(&self, credit: &AtomicI64, batch: i64) {
         let keep = |c: i64| (c > batch).then_some(batch);
         if let Ok(had) = credit.fetch_update(Ordering::Relaxed, Ordering::Relaxed, keep) {
-            self.charged.fetch_sub(had - batch, Ordering::Relaxed);
+            self.give_back(had - batch);
         }
     }
 
@@ -162,14 +204,7 @@ impl MemLim {
                 back += c.swap(0, Ordering::Relaxed);
             }
         }
-        self.charged.fetch_sub(back, Ordering::Relaxed);
+        self.give_back(back);
         back
-    }
-}
-
-#[cfg(test)]
-impl MemLim {
-    pub(super) fn charged_for_test(&self) -> i64 {
-        self.charged.load(Ordering::Relaxed)
     }
 }

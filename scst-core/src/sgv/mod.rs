@@ -13,27 +13,34 @@
 //!
 //! C source: `scst/src/scst_mem.c`
 
+mod acc;
 mod budget;
 #[cfg(test)]
 mod tests;
 mod text;
 
-pub use budget::{MemLim, PAGE_SHIFT, pages_of};
-pub use text::GlobalStats;
+pub use budget::{LimitHit, MemLim, PAGE_SHIFT, pages_of};
+pub use text::{GlobalStats, SgvPool};
 
-use kshim::cpu;
+use acc::Accounts;
 use kshim::error::{Result, code};
 use kshim::page::PagePool;
-use kshim::percpu::CachePadded;
 use kshim::scatterlist::SGTable;
+use kshim::sync::SpinLock;
+use kshim::time::Delta;
+use kshim::workqueue::{self, Work, WorkItem};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 /// Size classes of a pool: 4 KiB, 8 KiB, ... 4 MiB.
 pub const SGV_POOL_ELEMENTS: usize = 11;
 
+/// Pages of the largest class; larger allocations are counted as "big".
+const MAX_CACHED_PAGES: u32 = 1 << (SGV_POOL_ELEMENTS - 1);
+
 /// Memory that nobody needed for so long goes back to the host.
 #[doc(alias = "SGV_DEFAULT_PURGE_INTERVAL")]
-pub const PURGE_INTERVAL_SECS: u64 = 60;
+pub const PURGE_INTERVAL_SECS: i64 = 60;
 
 /// Which kind of memory a nexus wants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,111 +78,6 @@ pub enum SgvInit {
     Zeroed,
 }
 
-/// One size class of a pool. "Cached" is the memory that was in use at some time since the last purge and is not now: it is what
-/// the next allocation gets (a *hit*), as the page pool reuses before it grows.
-#[derive(Debug, Default)]
-struct ClassAcc {
-    allocated: AtomicU64,
-    freed: AtomicU64,
-    /// Most objects in use at a time since the last purge.
-    peak: AtomicU64,
-    missed: AtomicU64,
-    /// What `allocated` and `missed` were when the statistics were reset.
-    base_allocated: AtomicU64,
-    base_missed: AtomicU64,
-}
-
-impl ClassAcc {
-    #[inline]
-    fn alloc(&self) {
-        let allocated = self.allocated.fetch_add(1, Ordering::Relaxed) + 1;
-        let in_use = allocated.saturating_sub(self.freed.load(Ordering::Relaxed));
-        if in_use > self.peak.load(Ordering::Relaxed) {
-            self.peak.store(in_use, Ordering::Relaxed);
-            self.missed.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    #[inline]
-    fn free(&self) {
-        self.freed.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn in_use(&self) -> u64 {
-        let freed = self.freed.load(Ordering::Relaxed);
-        self.allocated.load(Ordering::Relaxed).saturating_sub(freed)
-    }
-
-    fn cached(&self) -> u64 {
-        self.peak
-            .load(Ordering::Relaxed)
-            .saturating_sub(self.in_use())
-    }
-
-    fn purge(&self) {
-        self.peak.store(self.in_use(), Ordering::Relaxed);
-    }
-
-    fn total(&self) -> u64 {
-        self.allocated.load(Ordering::Relaxed) - self.base_allocated.load(Ordering::Relaxed)
-    }
-
-    fn hits(&self) -> u64 {
-        let missed = self.missed.load(Ordering::Relaxed) - self.base_missed.load(Ordering::Relaxed);
-        self.total().saturating_sub(missed)
-    }
-
-    fn reset(&self) {
-        let allocated = self.allocated.load(Ordering::Relaxed);
-        self.base_allocated.store(allocated, Ordering::Relaxed);
-        self.base_missed
-            .store(self.missed.load(Ordering::Relaxed), Ordering::Relaxed);
-    }
-}
-
-/// Statistics of one kind of memory on one CPU.
-#[doc(alias = "sgv_pool")]
-#[derive(Debug)]
-pub struct SgvPool {
-    name: String,
-    classes: [ClassAcc; SGV_POOL_ELEMENTS],
-    /// Allocations larger than the largest class.
-    big_alloc: AtomicU64,
-    big_pages: AtomicU64,
-}
-
-impl SgvPool {
-    fn new(name: String) -> CachePadded<Self> {
-        CachePadded::new(Self {
-            name,
-            classes: Default::default(),
-            big_alloc: AtomicU64::new(0),
-            big_pages: AtomicU64::new(0),
-        })
-    }
-
-    /// The name, a directory of the management tree.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Sets hits and totals to zero (a write to `stats`).
-    pub fn reset_stats(&self) {
-        self.classes.iter().for_each(ClassAcc::reset);
-        self.big_alloc.store(0, Ordering::Relaxed);
-        self.big_pages.store(0, Ordering::Relaxed);
-    }
-
-    fn class_pages(class: usize) -> u64 {
-        1 << class
-    }
-
-    fn cached_pages(&self) -> u64 {
-        let cached = |(n, c): (usize, &ClassAcc)| c.cached() * Self::class_pages(n);
-        self.classes.iter().enumerate().map(cached).sum()
-    }
-}
-
 /// Memory charged for a command. Give it to [`SgvPools::free`] with the limit it was charged to; dropping it would leave it
 /// charged for ever, so that is a bug (and a panic in debug builds).
 #[doc(alias = "sgv_pool_obj")]
@@ -184,7 +86,8 @@ impl SgvPool {
 pub struct SgvPoolObj {
     /// Pages charged; 0 when there is nothing to free.
     pages: u32,
-    pool: u16,
+    /// Which statistics it is in.
+    set: u8,
     /// Size class; [`SGV_POOL_ELEMENTS`] for larger ones.
     class: u8,
 }
@@ -233,11 +136,11 @@ impl SgvConfig {
 ///
 /// ```
 /// use kshim::scatterlist::SGTable;
-/// use scst_core::sgv::{MemLim, SgvConfig, SgvInit, SgvKind, SgvPools};
+/// use scst_core::sgv::{SgvConfig, SgvInit, SgvKind, SgvPools};
 ///
 /// let config = SgvConfig { max_cmd_mem: 64 << 20, cpus: 2 };
 /// let pools = SgvPools::new(&config);
-/// let device = MemLim::new(config.max_dev_cmd_mem());
+/// let device = pools.device_limit(config.max_dev_cmd_mem());
 /// let mut sg = SGTable::new();
 /// let obj = pools.alloc(SgvKind::Norm, &device, &mut sg, 128 << 10, SgvInit::Any)?;
 /// assert_eq!((sg.len(), sg.nents()), (128 << 10, 1));
@@ -246,55 +149,56 @@ impl SgvConfig {
 /// ```
 #[derive(Debug)]
 pub struct SgvPools {
-    /// The three main pools, then three for each CPU.
-    pools: Vec<CachePadded<SgvPool>>,
-    cpus: usize,
+    accounts: Accounts,
     #[doc(alias = "scst_force_global_sgv_pool")]
     force_global: AtomicBool,
     #[doc(alias = "sgv_hi_wmk")]
-    total: MemLim,
+    total: Arc<MemLim>,
+    /// The limits that are parts of `total`.
+    devices: SpinLock<Vec<Weak<MemLim>>>,
     #[doc(alias = "sgv_releases_on_hiwmk")]
     hi_releases: AtomicU64,
     #[doc(alias = "sgv_releases_on_hiwmk_failed")]
     hi_failures: AtomicU64,
-    /// A purge is on its way.
+    purge_work: Work,
+    #[doc(alias = "purge_work_scheduled")]
     purge_scheduled: AtomicBool,
 }
 
 impl SgvPools {
     /// Pools without memory.
     #[doc(alias = "scst_sgv_pools_init")]
-    pub fn new(config: &SgvConfig) -> Self {
-        let cpus = config.cpus.clamp(1, cpu::MAX_THREADS);
-        let mains = SgvKind::ALL.map(|k| SgvPool::new(k.pool_name().to_owned()));
-        let per_cpu = (0..cpus)
-            .flat_map(|n| SgvKind::ALL.map(|k| SgvPool::new(format!("{}-{n}", k.pool_name()))));
-        Self {
-            pools: mains.into_iter().chain(per_cpu).collect(),
-            cpus,
+    pub fn new(config: &SgvConfig) -> Arc<Self> {
+        Arc::new(Self {
+            accounts: Accounts::new(config.cpus),
             force_global: AtomicBool::new(false),
-            total: MemLim::new(config.max_cmd_mem),
+            total: Arc::new(MemLim::new(config.max_cmd_mem, None)),
+            devices: SpinLock::new(Vec::new()),
             hi_releases: AtomicU64::new(0),
             hi_failures: AtomicU64::new(0),
+            purge_work: Work::new(),
             purge_scheduled: AtomicBool::new(false),
-        }
+        })
     }
 
-    /// Uses the main pools for everybody (`force_global_sgv_pool`): for looking at totals, at the price of sharing.
+    /// A limit for one device, in bytes, within the limit of all.
+    ///
+    /// Context: any; allocates.
+    pub fn device_limit(&self, bytes: u64) -> Arc<MemLim> {
+        let lim = Arc::new(MemLim::new(bytes, Some(Arc::clone(&self.total))));
+        let mut devices = self.devices.lock();
+        devices.retain(|d| d.strong_count() > 0);
+        devices.push(Arc::downgrade(&lim));
+        lim
+    }
+
+    /// Uses the statistics of the main pools for everybody (`force_global_sgv_pool`), instead of those of the CPUs.
     pub fn set_force_global(&self, on: bool) {
         self.force_global.store(on, Ordering::Relaxed);
     }
 
-    #[inline]
-    fn pool_index(&self, kind: SgvKind) -> usize {
-        if self.force_global.load(Ordering::Relaxed) {
-            kind as usize
-        } else {
-            (1 + cpu::thread_index() % self.cpus) * SgvKind::ALL.len() + kind as usize
-        }
-    }
-
-    /// Replaces what is in `sg` by memory for `len` bytes of a command's data, charged to `device` and to the whole.
+    /// Replaces what is in `sg` by memory for `len` bytes of a command's data, charged to `device` (one of
+    /// [`Self::device_limit`]) and to the whole.
     ///
     /// Context: any; reactor-safe.
     ///
@@ -312,27 +216,23 @@ impl SgvPools {
         init: SgvInit,
     ) -> Result<SgvPoolObj> {
         sg.clear();
-        let at = self.pool_index(kind);
-        let pool = self.pools.get(at).ok_or(code::EINVAL)?;
-        let pages = pages_of(len)?;
-        if pages == 0 {
-            return Ok(SgvPoolObj {
-                pages: 0,
-                pool: 0,
-                class: 0,
-            });
+        let mut pages = pages_of(len)?;
+        let mut class = SGV_POOL_ELEMENTS as u8;
+        if pages <= MAX_CACHED_PAGES {
+            if pages == 0 {
+                return Ok(SgvPoolObj {
+                    pages: 0,
+                    set: 0,
+                    class: 0,
+                });
+            }
+            pages = pages.next_power_of_two();
+            class = pages.trailing_zeros() as u8;
         }
-        let order = pages.next_power_of_two().trailing_zeros() as usize;
-        let (class, pages) = match pool.classes.get(order) {
-            Some(_) => (order, 1 << order),
-            None => (SGV_POOL_ELEMENTS, pages),
-        };
-        if !device.charge(pages) {
-            return Err(code::ENOMEM);
-        }
-        if !self.total.charge(pages) && !self.charge_after_shrink(pages) {
-            device.uncharge(pages);
-            return Err(code::ENOMEM);
+        match device.charge(pages) {
+            Ok(()) => {}
+            Err(LimitHit::Own) => return Err(code::ENOMEM),
+            Err(LimitHit::Parent) => self.charge_after_shrink(device, pages)?,
         }
         let filled = sg.push_alloc(len).and_then(|()| match init {
             SgvInit::Any => Ok(()),
@@ -340,81 +240,66 @@ impl SgvPools {
         });
         if let Err(e) = filled {
             sg.clear();
-            self.total.uncharge(pages);
             device.uncharge(pages);
             return Err(e);
         }
-        match pool.classes.get(class) {
-            Some(acc) => acc.alloc(),
-            None => {
-                pool.big_alloc.fetch_add(1, Ordering::Relaxed);
-                pool.big_pages
-                    .fetch_add(u64::from(pages), Ordering::Relaxed);
-            }
-        }
-        Ok(SgvPoolObj {
-            pages,
-            pool: at as u16,
-            class: class as u8,
+        let global = self.force_global.load(Ordering::Relaxed);
+        let set = kind as u8 + if global { 0 } else { SgvKind::ALL.len() as u8 };
+        self.accounts.alloc(set, class);
+        Ok(SgvPoolObj { pages, set, class })
+    }
+
+    /// The high watermark is reached: calls in all credit, gives cached memory back to the host, and tries once more.
+    #[doc(alias = "sgv_hiwmk_check")]
+    #[cold]
+    fn charge_after_shrink(&self, device: &MemLim, pages: u32) -> Result {
+        self.hi_releases.fetch_add(1, Ordering::Relaxed);
+        self.flush();
+        device.charge(pages).map_err(|_| {
+            self.hi_failures.fetch_add(1, Ordering::Relaxed);
+            code::ENOMEM
         })
     }
 
-    /// The high watermark is reached: gives cached memory back to the host, and tries once more.
-    #[doc(alias = "sgv_hiwmk_check")]
-    #[cold]
-    fn charge_after_shrink(&self, pages: u32) -> bool {
-        self.hi_releases.fetch_add(1, Ordering::Relaxed);
-        self.flush();
-        let ok = self.total.charge(pages);
-        if !ok {
-            self.hi_failures.fetch_add(1, Ordering::Relaxed);
-        }
-        ok
-    }
-
-    /// Gives back what [`Self::alloc`] gave: empties `sg` and ends the charge to `device` and the whole.
+    /// Gives back what [`Self::alloc`] gave: empties `sg` and ends the charge to `device` and the whole. Sees to it that
+    /// [`Self::purge`] runs in a while.
     ///
     /// Context: any; reactor-safe.
     #[doc(alias = "sgv_pool_free")]
     #[inline]
-    pub fn free(&self, mut obj: SgvPoolObj, device: &MemLim, sg: &mut SGTable) {
+    pub fn free(self: &Arc<Self>, mut obj: SgvPoolObj, device: &MemLim, sg: &mut SGTable) {
         sg.clear();
         let pages = std::mem::take(&mut obj.pages);
         if pages == 0 {
             return;
         }
-        let pool = self.pools.get(usize::from(obj.pool));
-        if let Some(acc) = pool.and_then(|p| p.classes.get(usize::from(obj.class))) {
-            acc.free();
-        }
-        self.total.uncharge(pages);
+        self.accounts.free(obj.set, obj.class);
         device.uncharge(pages);
+        if !self.purge_scheduled.load(Ordering::Relaxed) {
+            self.schedule_purge();
+        }
     }
 
-    /// Claims the purge: `true` tells the caller to call [`Self::purge`] in [`PURGE_INTERVAL_SECS`] seconds. For the place that frees;
-    /// one load when a purge is on its way already.
-    #[inline]
-    pub fn need_purge(&self) -> bool {
-        !self.purge_scheduled.load(Ordering::Relaxed)
-            && !self.purge_scheduled.swap(true, Ordering::Relaxed)
+    #[cold]
+    fn schedule_purge(self: &Arc<Self>) {
+        if !self.purge_scheduled.swap(true, Ordering::Relaxed) {
+            let delay = Delta::from_secs(PURGE_INTERVAL_SECS);
+            // Already pending is as good.
+            let _ = workqueue::system().enqueue_delayed(Arc::clone(self), delay);
+        }
     }
 
     /// Gives back to the host what nobody needed since the last call. Answers whether there is more, so that it is to be
-    /// called again after another interval; if not, the next [`Self::need_purge`] is `true`.
+    /// called again after another interval. Runs by itself, a minute after memory was freed, until there is nothing left.
     ///
-    /// Context: a work item; takes milliseconds when there is much.
+    /// Context: any; takes milliseconds when there is much.
     #[doc(alias = "sgv_purge_work_fn")]
     pub fn purge(&self) -> bool {
-        // First, so that memory freed from here on schedules the next purge if this call does not.
-        self.purge_scheduled.store(false, Ordering::Relaxed);
         PagePool::age();
-        self.total.reclaim();
-        for pool in &self.pools {
-            pool.classes.iter().for_each(ClassAcc::purge);
-        }
+        self.reclaim();
+        self.accounts.purged();
         let left = PagePool::stats();
-        let more = left.depot_bytes + left.cached_bytes > 0;
-        more && self.need_purge()
+        left.depot_bytes + left.cached_bytes > 0
     }
 
     /// Gives all cached memory back to the host.
@@ -423,14 +308,52 @@ impl SgvPools {
     #[doc(alias = "sgv_pool_flush")]
     pub fn flush(&self) {
         PagePool::shrink();
-        self.total.reclaim();
-        for pool in &self.pools {
-            pool.classes.iter().for_each(ClassAcc::purge);
+        self.reclaim();
+        self.accounts.purged();
+    }
+
+    /// Calls in the credit of all devices.
+    fn reclaim(&self) {
+        for d in self.device_limits() {
+            d.reclaim();
         }
     }
 
+    fn device_limits(&self) -> Vec<Arc<MemLim>> {
+        self.devices
+            .lock()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect()
+    }
+
+    /// Stops the purge work: before the pools are given up.
+    ///
+    /// Context: may sleep.
+    #[doc(alias = "scst_sgv_pools_deinit")]
+    pub fn stop(&self) {
+        self.purge_scheduled.store(true, Ordering::Relaxed);
+        self.purge_work.cancel_sync();
+    }
+
     /// The pools, as directories of the management tree: the main ones, then those of each CPU.
-    pub fn pools(&self) -> impl Iterator<Item = &SgvPool> {
-        self.pools.iter().map(|p| &**p)
+    pub fn pools(&self) -> impl Iterator<Item = SgvPool<'_>> {
+        (0..=self.accounts.cpus()).flat_map(move |n| {
+            SgvKind::ALL.map(|kind| SgvPool::new(&self.accounts, kind, n.checked_sub(1)))
+        })
+    }
+}
+
+impl WorkItem for SgvPools {
+    fn work(&self) -> &Work {
+        &self.purge_work
+    }
+
+    fn run(self: Arc<Self>) {
+        // Before the purge, so that memory freed meanwhile has its own.
+        self.purge_scheduled.store(false, Ordering::Relaxed);
+        if self.purge() {
+            self.schedule_purge();
+        }
     }
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
 
-fn pools(max: u64) -> SgvPools {
+fn pools(max: u64) -> Arc<SgvPools> {
     SgvPools::new(&SgvConfig {
         max_cmd_mem: max,
         cpus: 2,
@@ -15,7 +15,7 @@ fn pools(max: u64) -> SgvPools {
 #[test]
 fn memory_comes_in_one_piece_and_is_charged_by_class() {
     let p = pools(64 * MIB);
-    let dev = MemLim::new(32 * MIB);
+    let dev = p.device_limit(32 * MIB);
     for (len, pages) in [
         (1, 1),
         (4096, 1),
@@ -49,7 +49,7 @@ fn memory_comes_in_one_piece_and_is_charged_by_class() {
 #[test]
 fn limits_refuse_and_recover() {
     let p = pools(MIB);
-    let (a, b) = (MemLim::new(MIB / 2), MemLim::new(8 * MIB));
+    let (a, b) = (p.device_limit(MIB / 2), p.device_limit(8 * MIB));
     let mut sg = SGTable::new();
     let r = p.alloc(SgvKind::Norm, &a, &mut sg, MIB as usize, SgvInit::Any);
     assert_eq!(r.map(|_| ()), Err(code::ENOMEM), "the device's limit");
@@ -81,7 +81,7 @@ fn limits_refuse_and_recover() {
 fn statistics_have_scst_s_form() {
     let p = pools(64 * MIB);
     p.set_force_global(true);
-    let dev = MemLim::new(32 * MIB);
+    let dev = p.device_limit(32 * MIB);
     for _ in 0..4 {
         let mut sg = SGTable::new();
         let obj = p
@@ -89,7 +89,7 @@ fn statistics_have_scst_s_form() {
             .expect("fits");
         p.free(obj, &dev, &mut sg);
     }
-    let names: Vec<&str> = p.pools().map(SgvPool::name).collect();
+    let names: Vec<String> = p.pools().map(|p| p.name().to_owned()).collect();
     assert_eq!(
         names[..6],
         [
@@ -131,15 +131,43 @@ fn statistics_have_scst_s_form() {
     ));
     p.flush();
     assert_eq!(p.global_stats().inactive_pages, 0);
+    p.stop();
 }
 
 #[test]
-fn a_purge_is_claimed_once() {
+fn a_free_schedules_the_purge_and_stop_cancels_it() {
     let p = pools(MIB);
-    assert!(p.need_purge());
-    assert!(!p.need_purge());
-    while p.purge() {}
-    assert!(p.need_purge());
+    let dev = p.device_limit(MIB);
+    assert!(!p.purge_work.pending());
+    let mut sg = SGTable::new();
+    let obj = p
+        .alloc(SgvKind::Dma, &dev, &mut sg, 1, SgvInit::Any)
+        .expect("fits");
+    p.free(obj, &dev, &mut sg);
+    assert!(p.purge_work.pending());
+    p.stop();
+    assert!(!p.purge_work.pending());
+    Arc::clone(&p).run();
+    p.stop();
+    assert_eq!(Arc::strong_count(&p), 1, "no work holds the pools");
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a plain thread is enough")]
+fn memory_freed_elsewhere_is_no_longer_in_use() {
+    let p = pools(16 * MIB);
+    let dev = p.device_limit(8 * MIB);
+    let mut sg = SGTable::new();
+    let obj = p
+        .alloc(SgvKind::Norm, &dev, &mut sg, 9000, SgvInit::Any)
+        .expect("fits");
+    std::thread::scope(|s| {
+        s.spawn(|| p.free(obj, &dev, &mut sg));
+    });
+    assert_eq!(dev.used_pages(), 0);
+    let g = p.global_stats();
+    assert_eq!((g.active_pages, g.inactive_pages), (0, 4));
+    p.stop();
 }
 
 proptest! {
@@ -149,7 +177,7 @@ proptest! {
         limit in 0u64..3000,
         ops in proptest::collection::vec((any::<bool>(), 1u32..600), 0..200),
     ) {
-        let lim = MemLim::new(limit << PAGE_SHIFT);
+        let lim = MemLim::new(limit << PAGE_SHIFT, None);
         let mut held: Vec<u32> = Vec::new();
         let mut sum = 0u64;
         for (free, n) in ops {
@@ -160,7 +188,7 @@ proptest! {
                 }
             } else {
                 let fits = sum + u64::from(n) <= limit;
-                prop_assert_eq!(lim.charge(n), fits);
+                prop_assert_eq!(lim.charge(n).is_ok(), fits);
                 if fits {
                     held.push(n);
                     sum += u64::from(n);
@@ -170,7 +198,7 @@ proptest! {
         }
         held.drain(..).for_each(|n| lim.uncharge(n));
         lim.reclaim();
-        prop_assert_eq!(lim.charged_for_test(), 0);
+        prop_assert_eq!(lim.charged_pages(), 0);
     }
 }
 
@@ -181,7 +209,7 @@ proptest! {
 )]
 fn threads_together_never_exceed_a_limit() {
     use std::sync::atomic::AtomicI64;
-    let lim = MemLim::new(500 << PAGE_SHIFT);
+    let lim = MemLim::new(500 << PAGE_SHIFT, None);
     let used = AtomicI64::new(0);
     std::thread::scope(|s| {
         for t in 0..4u32 {
@@ -190,7 +218,7 @@ fn threads_together_never_exceed_a_limit() {
                 let mut held = Vec::new();
                 for i in 0..50_000u32 {
                     let n = (i * 7919 + t * 31) % 60 + 1;
-                    if held.len() < 8 && lim.charge(n) {
+                    if held.len() < 8 && lim.charge(n).is_ok() {
                         let now = used.fetch_add(i64::from(n), Ordering::SeqCst) + i64::from(n);
                         assert!(now <= 500, "{now} pages in use");
                         held.push(n);
@@ -207,6 +235,6 @@ fn threads_together_never_exceed_a_limit() {
         }
     });
     assert_eq!(lim.used_pages(), 0);
-    assert!(lim.charge(500), "all of it can be used");
+    assert!(lim.charge(500).is_ok(), "all of it can be used");
     lim.uncharge(500);
 }
