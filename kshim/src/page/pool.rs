@@ -110,7 +110,7 @@ struct Depot {
     stack: Stack,
     /// So many blocks at the bottom of the stack have no memory behind them.
     bare: usize,
-    spans: BTreeMap<usize, Mapping>,
+    spans: BTreeMap<usize, Arc<Mapping>>,
 }
 
 impl Depot {
@@ -139,40 +139,78 @@ impl Depot {
             });
         }
         self.bare = n;
-        self.spans.insert(span.ptr().addr().get(), span);
+        self.spans.insert(span.ptr().addr().get(), Arc::new(span));
         Ok(())
     }
 
-    /// Gives the lowest `idle` blocks back to the host. Returns the bytes given back.
-    fn release(&mut self, class: usize, idle: usize, pool: &Global) -> usize {
-        let per_span = span_size(class) / class_size(class);
+    /// Takes the lowest `idle` blocks out, to be given back. Spans that are idle altogether go with them.
+    fn take_idle(&mut self, class: usize, idle: usize) -> Idle {
         let idle = idle.min(self.stack.free.len());
+        let mut blocks: Vec<Block> = self.stack.free.drain(..idle).collect();
+        let mut bare = self.bare.min(idle);
+        self.bare -= bare;
+        self.stack.low = self.stack.low.min(self.stack.free.len());
+
         let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
-        for b in &self.stack.free[..idle] {
+        for b in &blocks {
             *counts.entry(b.span_base()).or_default() += 1;
         }
+        let per_span = span_size(class) / class_size(class);
         counts.retain(|_, n| *n == per_span);
-        let mut given = 0;
-        let mut kept = Vec::with_capacity(self.stack.free.len());
-        let mut bare = 0;
-        for (i, b) in self.stack.free.drain(..).enumerate() {
-            if i < idle && counts.contains_key(&b.span_base()) {
-                continue;
+        let gone: Vec<_> = counts
+            .keys()
+            .filter_map(|base| self.spans.remove(base))
+            .collect();
+        let mut i = 0;
+        let bare_before = bare;
+        blocks.retain(|b| {
+            let keep = !counts.contains_key(&b.span_base());
+            if !keep && i < bare_before {
+                bare -= 1;
             }
-            if i < idle && i >= self.bare && strip(&self.spans, &b) {
-                given += b.size();
-            }
-            kept.push(b);
-            if i < idle.max(self.bare) {
-                bare = kept.len();
-            }
+            i += 1;
+            keep
+        });
+        let spans = blocks[bare..]
+            .iter()
+            .filter_map(|b| self.spans.get_key_value(&b.span_base()))
+            .map(|(base, span)| (*base, Arc::clone(span)))
+            .collect();
+        Idle {
+            blocks,
+            bare,
+            spans,
+            gone,
         }
-        self.stack.free = kept;
-        self.bare = bare;
-        for base in counts.keys() {
-            if self.spans.remove(base).is_some() {
-                pool.uncharge(span_size(class));
-                given += span_size(class);
+    }
+
+    /// Puts blocks without memory back, below all others.
+    fn put_bare(&mut self, blocks: Vec<Block>) {
+        self.bare += blocks.len();
+        self.stack.free.splice(0..0, blocks);
+    }
+}
+
+/// Blocks on their way back to the host.
+struct Idle {
+    blocks: Vec<Block>,
+    /// So many at the front have no memory already.
+    bare: usize,
+    /// The spans of the others.
+    spans: BTreeMap<usize, Arc<Mapping>>,
+    /// Spans without users.
+    gone: Vec<Arc<Mapping>>,
+}
+
+impl Idle {
+    /// Gives the memory back, without any lock. Returns how many bytes it was.
+    fn give_back(&mut self, class: usize, pool: &Global) -> usize {
+        let mut given = self.gone.len() * span_size(class);
+        pool.uncharge(given);
+        self.gone.clear();
+        for b in &self.blocks[self.bare..] {
+            if strip(&self.spans, b) {
+                given += b.size();
             }
         }
         given
@@ -180,7 +218,7 @@ impl Depot {
 }
 
 /// Takes the memory from behind a free block. `false`: the host's pages are larger than the block.
-fn strip(spans: &BTreeMap<usize, Mapping>, b: &Block) -> bool {
+fn strip(spans: &BTreeMap<usize, Arc<Mapping>>, b: &Block) -> bool {
     if b.size() % host_page_size() != 0 {
         return false;
     }
@@ -257,6 +295,8 @@ fn refill(mag: &mut Stack, class: usize, pool: &Global) -> Result<Block> {
         // The block on top of the stack is the one the depot would have given next.
         mag.free.reverse();
     }
+    drop(depot);
+    aging::arm();
     Ok(first)
 }
 
@@ -303,7 +343,10 @@ impl Global {
         if depot.stack.free.is_empty() {
             depot.grow(class, self)?;
         }
-        depot.pop().ok_or(code::ENOMEM)
+        let b = depot.pop().ok_or(code::ENOMEM);
+        drop(depot);
+        aging::arm();
+        b
     }
 
     fn depot_put(&self, b: Block) {
@@ -321,12 +364,17 @@ impl Global {
         }
         let mut given = 0;
         for (class, depot) in self.depots.iter().enumerate() {
-            let mut depot = depot.lock();
-            let idle = match what {
-                Purge::All => depot.stack.free.len(),
-                Purge::Idle => depot.stack.low,
+            let mut idle = {
+                let mut depot = depot.lock();
+                let n = match what {
+                    Purge::All => depot.stack.free.len(),
+                    Purge::Idle => depot.stack.low,
+                };
+                depot.take_idle(class, n)
             };
-            given += depot.release(class, idle, self);
+            given += idle.give_back(class, self);
+            let mut depot = depot.lock();
+            depot.put_bare(idle.blocks);
             depot.stack.low = depot.stack.free.len();
         }
         given
@@ -365,6 +413,49 @@ thread_local! {
     static CACHE: CacheHandle = CacheHandle::new();
 }
 
+/// The regular purge.
+mod aging {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, OnceLock};
+
+    use super::PagePool;
+    use crate::time::Delta;
+    use crate::workqueue::{self, FnWork};
+
+    /// Idle memory goes back after two or three such periods.
+    const PERIOD: Delta = Delta::from_secs(5);
+
+    static WORK: OnceLock<Arc<FnWork>> = OnceLock::new();
+    static ARMED: AtomicBool = AtomicBool::new(false);
+
+    pub(super) fn start() {
+        WORK.get_or_init(|| FnWork::new(run));
+        // The queue's first use may start a thread: here rather than on a reactor.
+        workqueue::system_long();
+        arm();
+    }
+
+    /// Sees to it that the purge runs. Called whenever a thread goes to a depot.
+    pub(super) fn arm() {
+        let Some(work) = WORK.get() else { return };
+        if ARMED.load(Ordering::Relaxed) || ARMED.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        // Refused only when it is pending already.
+        let _ = workqueue::system_long().enqueue_delayed(Arc::clone(work), PERIOD);
+    }
+
+    fn run() {
+        PagePool::age();
+        // Disarmed first: a thread that goes to a depot after the look at the statistics arms it again.
+        ARMED.store(false, Ordering::Relaxed);
+        let s = PagePool::stats();
+        if s.depot_bytes + s.cached_bytes > 0 {
+            arm();
+        }
+    }
+}
+
 /// What the pool holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PagePoolStats {
@@ -376,7 +467,7 @@ pub struct PagePoolStats {
     pub cached_bytes: usize,
 }
 
-/// The pool of page memory that [`PageBuf`](super::PageBuf), [`RxChunk`](super::RxChunk) and object caches draw from. One per process.
+/// The pool of page memory that [`PageBuf`](super::PageBuf) and [`RxChunk`](super::RxChunk) draw from. One per process.
 ///
 /// ```
 /// use kshim::page::{PageBuf, PagePool};
@@ -429,12 +520,20 @@ impl PagePool {
         global().purge(Purge::All)
     }
 
-    /// Gives back what nobody needed since the last call. To be called from a timer, every few seconds. Returns the
-    /// bytes given back.
+    /// Gives back what nobody needed since the last call. [`PagePool::start_aging`] calls it regularly. Returns the bytes
+    /// given back.
     ///
     /// Context: any thread; takes milliseconds when there is much.
     pub fn age() -> usize {
         global().purge(Purge::Idle)
+    }
+
+    /// From now on gives back what was idle for some seconds, on a work queue. While the pool holds no free memory
+    /// nothing runs, so that an idle process sleeps.
+    ///
+    /// Context: may sleep.
+    pub fn start_aging() {
+        aging::start();
     }
 
     /// Limits the bytes mapped from the host; allocations beyond fail with `ENOMEM`. Default: none.
