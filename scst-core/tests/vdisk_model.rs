@@ -22,13 +22,38 @@ const STEPS: usize = 40;
 
 #[derive(Clone, Debug)]
 enum Op {
-    Read { lba: u64, n: u16 },
-    Write { lba: u64, n: u16, byte: u8, fua: bool },
-    WriteVerify { lba: u64, n: u16, byte: u8 },
-    Verify { lba: u64, n: u16, flip: Option<u16> },
-    WriteSame { lba: u64, n: u16, byte: u8, unmap: bool },
-    Unmap { ranges: Vec<(u64, u32)> },
-    Sync { immed: bool },
+    Read {
+        lba: u64,
+        n: u16,
+    },
+    Write {
+        lba: u64,
+        n: u16,
+        byte: u8,
+        fua: bool,
+    },
+    WriteVerify {
+        lba: u64,
+        n: u16,
+        byte: u8,
+    },
+    Verify {
+        lba: u64,
+        n: u16,
+        flip: Option<u16>,
+    },
+    WriteSame {
+        lba: u64,
+        n: u16,
+        byte: u8,
+        unmap: bool,
+    },
+    Unmap {
+        ranges: Vec<(u64, u32)>,
+    },
+    Sync {
+        immed: bool,
+    },
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -60,7 +85,9 @@ fn cdb16(code: u8, ctrl: u8, lba: u64, n: u16) -> Vec<u8> {
 }
 
 fn pattern(byte: u8, n: u16) -> Vec<u8> {
-    (0..usize::from(n) * BLOCK).map(|i| byte.wrapping_add((i / 7) as u8)).collect()
+    (0..usize::from(n) * BLOCK)
+        .map(|i| byte.wrapping_add((i / 7) as u8))
+        .collect()
 }
 
 fn range(lba: u64, n: u64) -> Option<std::ops::Range<usize>> {
@@ -119,8 +146,17 @@ fn step(rig: &mut Rig, model: &mut [u8], op: &Op) -> Result<(), TestCaseError> {
             }
             prop_assert!(rig.write(0, &cdb16(0x8F, 0, lba, n), &[]).is_good());
         }
-        Op::WriteSame { lba, n, byte, unmap } => {
-            let block = if byte == 0 { vec![0; BLOCK] } else { pattern(byte, 1) };
+        Op::WriteSame {
+            lba,
+            n,
+            byte,
+            unmap,
+        } => {
+            let block = if byte == 0 {
+                vec![0; BLOCK]
+            } else {
+                pattern(byte, 1)
+            };
             let ctrl = if unmap { 8 } else { 0 };
             let a = rig.write(0, &cdb16(0x93, ctrl, lba, n), &block);
             match range(lba, u64::from(n)) {
@@ -200,8 +236,13 @@ fn run(disk: Arc<Vdisk>) {
 fn file_params(dir: &std::path::Path, more: &[(&str, &str)]) -> VdiskParams {
     let path = dir.join("disk");
     let options = kshim::fs::OpenOptions::new().create(true);
-    kshim::fs::File::open(&path, &options).and_then(|f| f.set_size(SIZE as u64)).expect("file");
-    let mut params = vec![("filename", path.to_str().expect("text")), ("thin_provisioned", "1")];
+    kshim::fs::File::open(&path, &options)
+        .and_then(|f| f.set_size(SIZE as u64))
+        .expect("file");
+    let mut params = vec![
+        ("filename", path.to_str().expect("text")),
+        ("thin_provisioned", "1"),
+    ];
     params.extend_from_slice(more);
     VdiskParams::parse(VdiskKind::Fileio, &params).expect("known parameters")
 }
@@ -221,7 +262,9 @@ fn fileio_write_through_behaves_like_a_byte_vector() {
 
 #[test]
 fn fileio_on_a_memory_file_system_behaves_like_a_byte_vector() {
-    let Ok(dir) = tempfile::tempdir_in("/dev/shm") else { return };
+    let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
+        return;
+    };
     run(Vdisk::new("model-shm", &file_params(dir.path(), &[])).expect("device"));
 }
 

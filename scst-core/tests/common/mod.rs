@@ -1,5 +1,5 @@
 //! A transport in the caller's stack: sends one command at a time through the whole state machine.
-#![allow(dead_code)] // each test file uses its part
+#![allow(dead_code, unreachable_pub)] // each test file uses its part
 
 use kshim::sync::{CondVar, Mutex};
 use scst_core::cmd::{AllData, Cmd, CmdHome, CmdRef, ExecCx, HomeId, RestartStatus, TgtHost};
@@ -46,6 +46,7 @@ impl CmdHome for Home {
     }
     fn reap(&self, _cmd: CmdRef) {}
     fn task_mgmt_fn_done(&self, _mcmd: Arc<MgmtCmd>) {}
+    fn close(&self) {}
 }
 
 impl Home {
@@ -121,6 +122,15 @@ pub struct Rig {
 impl Rig {
     /// Maps `disks` to LUN 0 and on, opens a session and clears its unit attentions.
     pub fn new(disks: &[(Arc<Vdisk>, bool)]) -> Self {
+        let mut rig = Self::open(disks);
+        for lun in 0..rig.disks.len() as u64 {
+            while !rig.tur(lun).is_good() {}
+        }
+        rig
+    }
+
+    /// The same, with the unit attentions still there.
+    pub fn open(disks: &[(Arc<Vdisk>, bool)]) -> Self {
         let core = Core::new(CoreParams::default()).expect("threads");
         let tgt = core
             .register_target(Arc::new(Template), "iqn.test")
@@ -147,18 +157,14 @@ impl Rig {
         let sess = core
             .register_session(&tgt, "iqn.initiator", home.clone(), 0, sense::RESET_UA)
             .expect("session");
-        let mut rig = Self {
+        Self {
             core,
             tgt,
             home,
             sess: Some(sess),
             free: None,
             disks: names,
-        };
-        for lun in 0..rig.disks.len() as u64 {
-            while !rig.tur(lun).is_good() {}
         }
-        rig
     }
 
     pub fn tur(&mut self, lun: u64) -> Answer {

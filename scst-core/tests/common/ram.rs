@@ -1,6 +1,7 @@
 //! A disk in memory, as a block driver: completes inline and lends its memory, or (slow) completes from a thread.
+#![allow(dead_code, unreachable_pub)] // each test file uses its part
 
-use kshim::block::{BioOp, BlockOps, QueueLimits, SubmittedBio};
+use kshim::block::{BioOp, BlockOps, QueueLimits, ReqFlags, SubmittedBio};
 use kshim::error::{Result, code};
 use kshim::page::{LentMem, LentRange};
 use std::sync::Arc;
@@ -12,6 +13,9 @@ pub struct Ram {
     inline: bool,
     /// Reads and writes fail.
     pub broken: AtomicBool,
+    /// Writes find no room.
+    pub full: AtomicBool,
+    pub fua: AtomicUsize,
     pub bios: AtomicUsize,
     pub flushes: AtomicUsize,
 }
@@ -22,6 +26,8 @@ impl Ram {
             mem: LentMem::anonymous(len).expect("memory"),
             inline,
             broken: AtomicBool::new(false),
+            full: AtomicBool::new(false),
+            fua: AtomicUsize::new(0),
             bios: AtomicUsize::new(0),
             flushes: AtomicUsize::new(0),
         })
@@ -44,6 +50,12 @@ impl BlockOps for Ram {
         self.bios.fetch_add(1, Ordering::Relaxed);
         if bio.op == BioOp::Flush {
             self.flushes.fetch_add(1, Ordering::Relaxed);
+        }
+        if bio.flags.contains(ReqFlags::FUA) {
+            self.fua.fetch_add(1, Ordering::Relaxed);
+        }
+        if bio.op.is_write() && self.full.load(Ordering::Relaxed) {
+            return bio.complete(Err(code::ENOSPC));
         }
         if self.broken.load(Ordering::Relaxed) {
             return bio.complete(Err(code::EIO));

@@ -180,10 +180,24 @@ impl Vdisk {
         (end <= self.size_bytes()).then_some(pos)
     }
 
+    /// What a command is told whose blocks are not there.
+    #[cold]
+    fn range_sense(&self) -> sense::Sense {
+        if matches!(self.store, Store::Closed) {
+            sense::NOT_READY
+        } else {
+            sense::BLOCK_OUT_RANGE
+        }
+    }
+
     /// How much of the data-out that the CDB asks for has come, in whole blocks.
     #[inline]
     fn data_out_len(&self, cmd: &Cmd) -> usize {
-        let n = usize_of(cmd.write_len().min(cmd.bufflen())).min(cmd.sg().len());
+        self.whole_blocks(usize_of(cmd.write_len().min(cmd.bufflen())).min(cmd.sg().len()))
+    }
+
+    #[inline]
+    fn whole_blocks(&self, n: usize) -> usize {
         let block = 1usize
             .checked_shl(u32::from(Vdisk::block_shift(self)))
             .unwrap_or(1);
@@ -193,7 +207,7 @@ impl Vdisk {
     #[inline]
     fn exec_read(&self, mut cmd: Box<Cmd>, cx: ExecContext) -> ExecRes {
         let Some(pos) = self.position(&cmd) else {
-            cmd.set_sense(sense::BLOCK_OUT_RANGE);
+            cmd.set_sense(self.range_sense());
             return ExecRes::Completed(cmd);
         };
         let len = usize_of(cmd.bufflen());
@@ -229,7 +243,7 @@ impl Vdisk {
     #[inline]
     fn exec_write(&self, mut cmd: Box<Cmd>, cx: ExecContext) -> ExecRes {
         let Some(pos) = self.position(&cmd) else {
-            cmd.set_sense(sense::BLOCK_OUT_RANGE);
+            cmd.set_sense(self.range_sense());
             return ExecRes::Completed(cmd);
         };
         let len = self.data_out_len(&cmd);
@@ -276,7 +290,7 @@ impl Vdisk {
     /// Everything but plain reads and writes.
     fn exec_other(&self, mut cmd: Box<Cmd>, cx: ExecContext) -> ExecRes {
         let Some(pos) = self.position(&cmd) else {
-            cmd.set_sense(sense::BLOCK_OUT_RANGE);
+            cmd.set_sense(self.range_sense());
             return ExecRes::Completed(cmd);
         };
         if matches!(self.store, Store::Closed) && !works_without_medium(&cmd) {
@@ -361,7 +375,7 @@ impl Vdisk {
                 }
                 op::UNMAP => medium.unmap(cdb, usize_of(cmd.bufflen()), &data),
                 _ => {
-                    let n = self.data_out_len_of(data.len());
+                    let n = self.whole_blocks(data.len());
                     data.truncate(n);
                     let durable = self.is_write_through();
                     let written = self.store.write(pos, &mut data, n, durable);
@@ -376,13 +390,6 @@ impl Vdisk {
             apply(&mut cmd, outcome);
         }
         ExecRes::Completed(cmd)
-    }
-
-    fn data_out_len_of(&self, n: usize) -> usize {
-        let block = 1usize
-            .checked_shl(u32::from(Vdisk::block_shift(self)))
-            .unwrap_or(1);
-        n.saturating_sub(n & block.saturating_sub(1))
     }
 
     pub(super) fn medium<'a>(&'a self, aborted: &'a dyn Fn() -> bool) -> Medium<'a> {

@@ -426,7 +426,8 @@ mod tests {
     #[test]
     fn wrong_parameters_are_refused_by_name() {
         let f = ("filename", "/x");
-        let cases: &[(VdiskKind, &[(&str, &str)], &str)] = &[
+        type Case<'a> = (VdiskKind, &'a [(&'a str, &'a str)], &'a str);
+        let cases: &[Case<'_>] = &[
             (Fileio, &[], "parameter filename is required"),
             (Blockio, &[], "parameter filename is required"),
             (
