@@ -155,21 +155,13 @@ impl Cmd {
         } else {
             ExecContext::Atomic
         };
-        // The ticket stays here: a handler that keeps the command may complete it elsewhere at once.
-        let on_done = self.ticket.inc_expected_on_done();
-        let mut ticket = if on_done {
-            None
-        } else {
-            Some(std::mem::take(&mut self.ticket))
-        };
+        // What `post_exec` needs stays here: a handler that keeps the command may complete it elsewhere at once.
+        let mut detached = self.ticket.detach();
         self.state = CmdState::ExecWait;
         let next = match tgt_dev.dev.handler().exec(self, context) {
             ExecRes::Completed(mut cmd) => {
                 cmd.completed = true;
                 cmd.state = CmdState::PreDevDone;
-                if let Some(t) = ticket.as_mut().filter(|t| t.is_hq()) {
-                    cmd.ticket = std::mem::take(t);
-                }
                 if cx.home == Some(cmd.sess.home_id) {
                     Next::Same(cmd)
                 } else {
@@ -177,9 +169,7 @@ impl Cmd {
                 }
             }
             ExecRes::NeedThread(mut cmd) => {
-                if let Some(t) = ticket {
-                    cmd.ticket = t;
-                }
+                cmd.ticket.reattach(detached);
                 cmd.state = CmdState::RealExec;
                 if cx.may_sleep() {
                     kshim::pr_err!("Handler asks for a thread on a thread: {cmd:?}");
@@ -191,9 +181,7 @@ impl Cmd {
             }
             ExecRes::Pending => Next::Stop,
         };
-        if let Some(mut ticket) = ticket {
-            cx.make_all_ready(tgt_dev.order.post_exec(&mut ticket));
-        }
+        cx.make_all_ready(tgt_dev.order.post_exec(&mut detached));
         next
     }
 

@@ -157,8 +157,8 @@ impl Accounts {
         cpu: Option<usize>,
     ) -> ([ClassSum; SGV_POOL_ELEMENTS], u64) {
         let mut sums = [ClassSum::default(); SGV_POOL_ELEMENTS];
-        // A thread may free what another one allocated: only the sum over all is never negative.
-        let mut in_use = [0i64; SGV_POOL_ELEMENTS];
+        // A thread may free what another one allocated, so of some CPUs' pools this is less than nothing.
+        let mut freed = [0u64; SGV_POOL_ELEMENTS];
         let mut big = 0;
         let purges = self.purges.load(Ordering::Relaxed);
         for shard in self.of_cpu(cpu) {
@@ -167,18 +167,19 @@ impl Accounts {
             };
             let stale = shard.purges.load(Ordering::Relaxed) != purges;
             big += set.big_alloc.load(Ordering::Relaxed);
-            for ((sum, used), c) in sums.iter_mut().zip(&mut in_use).zip(&set.classes) {
+            for ((sum, freed), c) in sums.iter_mut().zip(&mut freed).zip(&set.classes) {
                 let get = |a: &AtomicU64| a.load(Ordering::Relaxed);
                 let total = get(&c.allocated).saturating_sub(get(&c.base_allocated));
                 let missed = get(&c.missed).saturating_sub(get(&c.base_missed));
                 sum.total += total;
                 sum.hits += total.saturating_sub(missed);
                 sum.cached += if stale { 0 } else { get(&c.cached) };
-                *used += get(&c.allocated).wrapping_sub(get(&c.freed)).cast_signed();
+                sum.in_use += get(&c.allocated);
+                *freed += get(&c.freed);
             }
         }
-        for (sum, used) in sums.iter_mut().zip(in_use) {
-            sum.in_use = u64::try_from(used).unwrap_or(0);
+        for (sum, freed) in sums.iter_mut().zip(freed) {
+            sum.in_use = sum.in_use.saturating_sub(freed);
         }
         (sums, big)
     }
