@@ -177,9 +177,10 @@ fn acknowledged_durable_writes_outlive_kill9() {
         );
         server.restart();
         let mut s = server.session(1);
+        let lun = server.lun(0);
         for extent in 0..EXTENTS {
             let (lba, i) = (extent * EXTENT_BLOCKS, extent as usize);
-            let data = s.read_blocks(0, lba, EXTENT_BLOCKS as u32).unwrap();
+            let data = s.read_blocks(lun, lba, EXTENT_BLOCKS as u32).unwrap();
             let found = (durable[i]..=sent[i]).find(|&g| {
                 if g == 0 {
                     data.iter().all(|&b| b == 0)
@@ -195,13 +196,13 @@ fn acknowledged_durable_writes_outlive_kill9() {
                     durable[i]
                 );
                 let new = stamped_blocks(lba, EXTENT_BLOCKS, sent[i]);
-                s.write_blocks(0, lba, &new).unwrap();
+                s.write_blocks(lun, lba, &new).unwrap();
                 durable[i] = sent[i];
                 continue;
             };
             (durable[i], sent[i]) = (found, found);
         }
-        s.scsi(&Command::new(0, scsi::synchronize_cache10()))
+        s.scsi(&Command::new(lun, scsi::synchronize_cache10()))
             .unwrap()
             .good();
         s.close().unwrap();
@@ -218,6 +219,7 @@ fn write_until_killed(
     sent: &mut [u64],
 ) {
     let mut s = server.session(1);
+    let lun = server.lun(0);
     let acknowledged = AtomicU64::new(0);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -233,7 +235,7 @@ fn write_until_killed(
                 let data = stamped_blocks(lba, EXTENT_BLOCKS, generation);
                 let cdb = scsi::write16_fua(lba, EXTENT_BLOCKS as u32);
                 sent[extent as usize] = generation;
-                match s.submit(&Command::write(0, cdb, data)) {
+                match s.submit(&Command::write(lun, cdb, data)) {
                     Ok(tag) => in_flight.push((tag, extent, generation)),
                     Err(e) if e.is_closed() => break,
                     Err(e) => panic!("{e}"),
