@@ -181,12 +181,10 @@ fn acknowledged_durable_writes_outlive_kill9() {
         for extent in 0..EXTENTS {
             let (lba, i) = (extent * EXTENT_BLOCKS, extent as usize);
             let data = s.read_blocks(lun, lba, EXTENT_BLOCKS as u32).unwrap();
-            let found = (durable[i]..=sent[i]).find(|&g| {
-                if g == 0 {
-                    data.iter().all(|&b| b == 0)
-                } else {
-                    data == stamped_blocks(lba, EXTENT_BLOCKS, g)
-                }
+            // At most one write to an extent is under way at a time.
+            let found = [durable[i], sent[i]].into_iter().find(|&g| match g {
+                0 => data.iter().all(|&b| b == 0),
+                g => data == stamped_blocks(lba, EXTENT_BLOCKS, g),
             });
             let Some(found) = found else {
                 // A write that was under way may be torn between blocks, but nothing older than the durable one.
@@ -230,7 +228,7 @@ fn write_until_killed(
         loop {
             let extent = rng.below(EXTENTS);
             if in_flight.len() < 8 && !in_flight.iter().any(|f| f.1 == extent) {
-                let generation = (sent[extent as usize] + 1).max(round << 32);
+                let generation = sent[extent as usize] + 1;
                 let lba = extent * EXTENT_BLOCKS;
                 let data = stamped_blocks(lba, EXTENT_BLOCKS, generation);
                 let cdb = scsi::write16_fua(lba, EXTENT_BLOCKS as u32);
