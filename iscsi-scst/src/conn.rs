@@ -84,7 +84,9 @@ pub(crate) struct ConnShared {
 
 impl std::fmt::Debug for ConnShared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ConnShared").field("peer", &self.peer).finish_non_exhaustive()
+        f.debug_struct("ConnShared")
+            .field("peer", &self.peer)
+            .finish_non_exhaustive()
     }
 }
 
@@ -213,13 +215,27 @@ impl Conn {
     }
 
     /// Processes one PDU of the login phase or of a discovery session, if it is there. Answers whether it was.
-    pub(crate) fn process_login_pdu(&mut self, cx: &mut Cx<'_>) -> std::result::Result<bool, CloseReason> {
-        let Phase::Login(login) = &mut self.phase else { return Ok(false) };
-        let Some((bhs, rest)) = Bhs::split(self.rx.data()) else { return Ok(false) };
-        let len = login.pdu_len(bhs).map_err(|_| CloseReason::Protocol("login PDU too long"))?;
-        let Some(body) = rest.get(..len) else { return Ok(false) };
+    pub(crate) fn process_login_pdu(
+        &mut self,
+        cx: &mut Cx<'_>,
+    ) -> std::result::Result<bool, CloseReason> {
+        let Phase::Login(login) = &mut self.phase else {
+            return Ok(false);
+        };
+        let Some((bhs, rest)) = Bhs::split(self.rx.data()) else {
+            return Ok(false);
+        };
+        let len = login
+            .pdu_len(bhs)
+            .map_err(|_| CloseReason::Protocol("login PDU too long"))?;
+        let Some(body) = rest.get(..len) else {
+            return Ok(false);
+        };
         let data_len = usize::try_from(bhs.data_len()).unwrap_or(usize::MAX);
-        let data = body.get(bhs.ahs_len()..).and_then(|d| d.get(..data_len)).unwrap_or_default();
+        let data = body
+            .get(bhs.ahs_len()..)
+            .and_then(|d| d.get(..data_len))
+            .unwrap_or_default();
         let env = self.driver.env(self.shared.local);
         let outcome = login.receive(&env, bhs, data);
         self.rx.consume(crate::pdu::BHS_LEN.saturating_add(len));
@@ -256,7 +272,11 @@ impl Conn {
     fn queue_login_response(&mut self, response: Response) {
         let len = response.data.len();
         let pdu = TxPdu::from_bhs(response.bhs, len);
-        if self.login_tx.push(TxResp::new(pdu, TxData::Bytes(response.data))).is_err() {
+        if self
+            .login_tx
+            .push(TxResp::new(pdu, TxData::Bytes(response.data)))
+            .is_err()
+        {
             self.close_after_flush = true;
         }
     }
@@ -298,7 +318,11 @@ impl Conn {
 
     fn remove_session(&mut self, sess: Arc<Session>) {
         // The target is found by the session: an IscsiTarget of that name exists as long as it has sessions.
-        let target = self.driver.targets().into_iter().find(|t| Arc::ptr_eq(t.tgt(), sess.tgt()));
+        let target = self
+            .driver
+            .targets()
+            .into_iter()
+            .find(|t| Arc::ptr_eq(t.tgt(), sess.tgt()));
         if let Some(target) = target {
             self.driver.remove_session(&self.shared, &target, sess);
         }
@@ -350,7 +374,11 @@ impl Conn {
         self.flushed(cx, flushed)
     }
 
-    fn flushed(&mut self, cx: &mut Cx<'_>, flushed: Flushed) -> std::result::Result<Flushed, CloseReason> {
+    fn flushed(
+        &mut self,
+        cx: &mut Cx<'_>,
+        flushed: Flushed,
+    ) -> std::result::Result<Flushed, CloseReason> {
         let was_blocked = std::mem::replace(&mut self.tx_blocked, flushed == Flushed::Blocked);
         if let Phase::Full(ffp) = &self.phase {
             if ffp.fatal {
@@ -401,7 +429,9 @@ impl Conn {
 
     #[doc(alias = "conn_nop_in_delayed_work_fn")]
     fn nop_timer(&mut self, cx: &mut Cx<'_>) {
-        let Phase::Full(ffp) = &mut self.phase else { return };
+        let Phase::Full(ffp) = &mut self.phase else {
+            return;
+        };
         let params = ffp.target.params();
         if self.ping.is_some() {
             self.close(cx, CloseReason::Timeout("NOP-In not answered"));
@@ -466,7 +496,10 @@ impl Conn {
     fn drain(&mut self, cx: &mut Cx<'_>, mut ffp: Box<Ffp>) {
         let sess = Arc::clone(&ffp.sess);
         let (ini, tgt) = (sess.initiator_name(), sess.tgt().name());
-        pr_info!("Closing connection of {} (initiator {ini}, target {tgt})", self.shared.peer);
+        pr_info!(
+            "Closing connection of {} (initiator {ini}, target {tgt})",
+            self.shared.peer
+        );
         ffp.pending.clear();
         let home = self.shared.home_id();
         for mut cmd in ffp.tx.take_unsent() {
@@ -502,7 +535,9 @@ impl Conn {
 
     /// Has the session unregistered once nothing of it is under way.
     fn check_drained(&mut self, _cx: &mut Cx<'_>) {
-        let Phase::Draining(ffp) = &mut self.phase else { return };
+        let Phase::Draining(ffp) = &mut self.phase else {
+            return;
+        };
         // Responses that were queued after the close.
         let unsent = ffp.tx.take_unsent();
         let home = self.shared.home_id();
@@ -515,7 +550,8 @@ impl Conn {
         }
         let old = std::mem::replace(&mut self.phase, Phase::Leaving);
         if let Phase::Draining(ffp) = old {
-            self.driver.remove_session(&self.shared, &ffp.target, Arc::clone(&ffp.sess));
+            self.driver
+                .remove_session(&self.shared, &ffp.target, Arc::clone(&ffp.sess));
         }
     }
 
@@ -559,7 +595,9 @@ impl Conn {
 
     /// Gives up a command that task management aborted, if it waits for data here.
     fn reap(&mut self, cmd: &CmdRef) {
-        let (Phase::Full(ffp) | Phase::Draining(ffp)) = &mut self.phase else { return };
+        let (Phase::Full(ffp) | Phase::Draining(ffp)) = &mut self.phase else {
+            return;
+        };
         if let RxState::Data(data) = &self.rx_state
             && data.is_for(&mut ffp.waits, cmd)
         {
@@ -606,7 +644,11 @@ impl Source for Conn {
         self.leave_half_open();
         let left = std::mem::take(&mut *self.shared.inbox.lock());
         if !left.is_empty() {
-            pr_debug!("{}: {} messages came too late", self.shared.peer, left.len());
+            pr_debug!(
+                "{}: {} messages came too late",
+                self.shared.peer,
+                left.len()
+            );
         }
         self.driver.conn_gone();
     }
@@ -617,12 +659,18 @@ impl Conn {
     pub(crate) fn rx_must_wait(&self) -> bool {
         match &self.phase {
             Phase::Login(_) => self.close_after_flush,
-            Phase::Full(ffp) => ffp.close_after_flush || ffp.tx.is_clogged() || self.rx_state.is_parked(),
+            Phase::Full(ffp) => {
+                ffp.close_after_flush || ffp.tx.is_clogged() || self.rx_state.is_parked()
+            }
             Phase::Creating(_) | Phase::Draining(_) | Phase::Leaving => true,
         }
     }
 
     pub(crate) fn error_of_recv(e: kshim::error::Error) -> CloseReason {
-        if e == code::ENOMEM { CloseReason::NoMemory } else { CloseReason::Peer(e) }
+        if e == code::ENOMEM {
+            CloseReason::NoMemory
+        } else {
+            CloseReason::Peer(e)
+        }
     }
 }

@@ -117,11 +117,11 @@ const MAX_WAITS: usize = 0xfffe;
 
 impl DataWaits {
     pub(crate) fn new() -> Self {
-        Self { slab: Slab::new(), by_itt: HashMap::new(), generation: 0 }
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.slab.len()
+        Self {
+            slab: Slab::new(),
+            by_itt: HashMap::new(),
+            generation: 0,
+        }
     }
 
     /// Lets a command wait. `immediate` bytes are in its buffer (or will be when their PDU is complete), up to
@@ -138,7 +138,14 @@ impl DataWaits {
             return Err(cmd);
         }
         let write_len = cmd.write_len();
-        Ok(self.add(Waiter::Cmd(cmd), itt, lun, write_len, immediate, unsolicited_end))
+        Ok(self.add(
+            Waiter::Cmd(cmd),
+            itt,
+            lun,
+            write_len,
+            immediate,
+            unsolicited_end,
+        ))
     }
 
     /// Keeps an answer back until the initiator has sent its unsolicited data, which is dropped.
@@ -204,9 +211,10 @@ impl DataWaits {
         let burst = match ttt {
             None => wait.unsolicited.as_mut(),
             Some(ttt) if ttt != ttt_of(key, wait.generation) => None,
-            Some(_) => {
-                wait.solicited.iter_mut().find(|b| offset >= b.offset && offset < b.end().max(1))
-            }
+            Some(_) => wait
+                .solicited
+                .iter_mut()
+                .find(|b| offset >= b.offset && offset < b.end().max(1)),
         };
         let Some(burst) = burst else {
             return Some(Err((WaitKey(key), DataError::Unexpected)));
@@ -219,7 +227,11 @@ impl DataWaits {
         burst.got = got;
         let take = wait.write_len.saturating_sub(offset).min(len);
         let len = usize::try_from(take).unwrap_or(0);
-        Some(Ok(Accepted { key: WaitKey(key), at: usize::try_from(offset).unwrap_or(0), len }))
+        Some(Ok(Accepted {
+            key: WaitKey(key),
+            at: usize::try_from(offset).unwrap_or(0),
+            len,
+        }))
     }
 
     /// The data of a PDU is in the buffer. `is_final`: its F bit, which ends the burst at `end`.
@@ -230,8 +242,12 @@ impl DataWaits {
         solicited_at: Option<u32>,
         is_final: bool,
     ) -> Result<Step, DataError> {
-        let Some(wait) = self.slab.get_mut(key.0) else { return Ok(Step::Wait) };
-        wait.received = wait.received.saturating_add(u32::try_from(len).unwrap_or(u32::MAX));
+        let Some(wait) = self.slab.get_mut(key.0) else {
+            return Ok(Step::Wait);
+        };
+        wait.received = wait
+            .received
+            .saturating_add(u32::try_from(len).unwrap_or(u32::MAX));
         if is_final {
             match solicited_at {
                 None => {
@@ -256,7 +272,9 @@ impl DataWaits {
 
     /// What is due for the command now.
     pub(crate) fn step(&mut self, key: WaitKey) -> Step {
-        let Some(wait) = self.slab.get(key.0) else { return Step::Wait };
+        let Some(wait) = self.slab.get(key.0) else {
+            return Step::Wait;
+        };
         if wait.unsolicited.is_some() {
             return Step::Wait;
         }
@@ -290,7 +308,9 @@ impl DataWaits {
     pub(crate) fn next_r2t(&mut self, key: WaitKey, burst: u32, max: u32) -> Option<R2t> {
         let wait = self.slab.get_mut(key.0)?;
         let outstanding = u32::try_from(wait.solicited.len()).unwrap_or(u32::MAX);
-        let Waiter::Cmd(cmd) = &mut wait.waiter else { return None };
+        let Waiter::Cmd(cmd) = &mut wait.waiter else {
+            return None;
+        };
         if wait.unsolicited.is_some() || outstanding >= max || wait.next_offset >= wait.write_len {
             return None;
         }
@@ -306,7 +326,11 @@ impl DataWaits {
             offset: wait.next_offset,
             len,
         };
-        wait.solicited.push(Burst { offset: wait.next_offset, len, got: 0 });
+        wait.solicited.push(Burst {
+            offset: wait.next_offset,
+            len,
+            got: 0,
+        });
         wait.r2t_sn = wait.r2t_sn.next();
         wait.next_offset = wait.next_offset.saturating_add(len);
         Some(r2t)
@@ -365,12 +389,16 @@ fn ttt_of(key: usize, generation: u16) -> Ttt {
 /// Makes the command's buffer at least `upto` bytes long: small writes get all at once, large ones burst by burst.
 pub(crate) fn ensure_buffer(cmd: &mut Cmd, upto: u32) -> kshim::error::Result {
     let all = cmd.write_len();
-    let want = if all <= SMALL_WRITE { all } else { upto.max(SMALL_WRITE.min(all)) };
+    let want = if all <= SMALL_WRITE {
+        all
+    } else {
+        upto.max(SMALL_WRITE.min(all))
+    };
     let want = usize::try_from(want.min(all)).unwrap_or(usize::MAX);
     let piece = usize::try_from(SMALL_WRITE).unwrap_or(usize::MAX);
     while cmd.sg().len() < want {
         let left = want.saturating_sub(cmd.sg().len());
-        cmd.sg_mut().push_alloc(left.min(piece))?;
+        cmd.extend_space(u32::try_from(left.min(piece)).unwrap_or(u32::MAX))?;
     }
     Ok(())
 }

@@ -129,7 +129,11 @@ impl IscsiDriver {
         }
         done.0.wait_for_completion();
         let token = (*done.1.lock())?;
-        self.portals.lock().push(Portal { addr, reactor, token });
+        self.portals.lock().push(Portal {
+            addr,
+            reactor,
+            token,
+        });
         Ok(addr)
     }
 
@@ -162,7 +166,8 @@ impl IscsiDriver {
         if self.conn_count() == 0 {
             return true;
         }
-        self.idle.wait_for_completion_timeout(Delta::from_secs(STOP_TIMEOUT_S))
+        self.idle
+            .wait_for_completion_timeout(Delta::from_secs(STOP_TIMEOUT_S))
             || self.conn_count() == 0
     }
 
@@ -176,7 +181,9 @@ impl IscsiDriver {
             return;
         }
         let reactor = self.reactors.iter().min_by_key(|r| r.load());
-        let Some(reactor) = reactor.cloned() else { return };
+        let Some(reactor) = reactor.cloned() else {
+            return;
+        };
         self.half_open.fetch_add(1, Ordering::Relaxed);
         self.conn_count.fetch_add(1, Ordering::AcqRel);
         let driver = Arc::clone(self);
@@ -233,7 +240,8 @@ impl IscsiDriver {
         login: &LoginResult<Arc<IscsiTarget>>,
     ) {
         let (driver, conn, login) = (Arc::clone(self), Arc::clone(conn), login.clone());
-        self.core.post_mgmt(move |core| driver.claim_session(core, conn, login));
+        self.core
+            .post_mgmt(move |core| driver.claim_session(core, conn, login));
     }
 
     fn claim_session(
@@ -269,7 +277,10 @@ impl IscsiDriver {
                 conn.send(ConnMsg::Created(made));
             }
             Claim::Waiting(old) => {
-                pr_info!("Session of {} reinstated: closing the old one", login.initiator_name);
+                pr_info!(
+                    "Session of {} reinstated: closing the old one",
+                    login.initiator_name
+                );
                 old.send(ConnMsg::Close(CloseReason::Reinstated));
             }
             Claim::Closed => conn.send(ConnMsg::Created(Err(LoginStatus::ServiceUnavailable))),
@@ -298,7 +309,10 @@ impl IscsiDriver {
 
     /// What a login on the connection `local` <- `peer` may know.
     pub(crate) fn env(&self, local: SocketAddr) -> Env<'_> {
-        Env { driver: self, local }
+        Env {
+            driver: self,
+            local,
+        }
     }
 }
 
@@ -353,8 +367,11 @@ impl LoginEnv for Env<'_> {
     }
 
     fn find_target(&self, name: &str, _initiator: &str) -> Option<TargetInfo<Self::Target>> {
-        let target =
-            self.driver.targets().into_iter().find(|t| t.name().eq_ignore_ascii_case(name))?;
+        let target = self
+            .driver
+            .targets()
+            .into_iter()
+            .find(|t| t.name().eq_ignore_ascii_case(name))?;
         let max = usize::try_from(target.params().max_sessions).unwrap_or(usize::MAX);
         Some(TargetInfo {
             enabled: target.tgt().enabled.load(Ordering::Acquire),
@@ -376,7 +393,10 @@ impl LoginEnv for Env<'_> {
     ) -> SessionState {
         match target.find_session(initiator, isid, cid) {
             None => SessionState::None,
-            Some((tsih, has_connection)) => SessionState::Exists { tsih, has_connection },
+            Some((tsih, has_connection)) => SessionState::Exists {
+                tsih,
+                has_connection,
+            },
         }
     }
 
@@ -387,7 +407,10 @@ impl LoginEnv for Env<'_> {
             t.tgt().enabled.load(Ordering::Acquire) && name.is_none_or(|n| n == t.name())
         });
         visible
-            .map(|t| DiscoveredTarget { name: t.name().to_owned(), portals: portals.clone() })
+            .map(|t| DiscoveredTarget {
+                name: t.name().to_owned(),
+                portals: portals.clone(),
+            })
             .collect()
     }
 }
@@ -400,7 +423,9 @@ struct Listener {
 
 impl Listener {
     fn accept(&mut self, cx: &mut Cx<'_>) {
-        let Some(driver) = self.driver.upgrade() else { return };
+        let Some(driver) = self.driver.upgrade() else {
+            return;
+        };
         for _ in 0..ACCEPT_BATCH {
             match self.listener.accept() {
                 Ok((sock, peer)) => driver.take_connection(sock, peer),

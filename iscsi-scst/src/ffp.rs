@@ -63,7 +63,10 @@ enum Current {
     #[default]
     None,
     /// Between reception and `preprocessing_done`; `hold`: its answer must wait for unsolicited data.
-    Rx { itt: Itt, hold: bool },
+    Rx {
+        itt: Itt,
+        hold: bool,
+    },
     Preprocessed(Box<Cmd>),
     Held(Box<Cmd>),
     Answered,
@@ -162,7 +165,13 @@ impl Ffp {
 
     /// Hands a command to the core and says what became of it.
     #[inline]
-    pub(crate) fn submit(&mut self, mut cmd: Box<Cmd>, itt: Itt, immediate: bool, hold: bool) -> Handed {
+    pub(crate) fn submit(
+        &mut self,
+        mut cmd: Box<Cmd>,
+        itt: Itt,
+        immediate: bool,
+        hold: bool,
+    ) -> Handed {
         cmd.tgt_priv = u64::from(itt.0);
         self.live_cmds = self.live_cmds.saturating_add(1);
         if immediate {
@@ -232,8 +241,9 @@ impl Ffp {
     /// ExpCmdSN has moved: answers to task management that waited for it may go.
     pub(crate) fn release_tm_answers(&mut self) {
         let exp = self.exp_cmd_sn;
-        let (ready, keep): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.tm_held).into_iter().partition(|(sn, ..)| !exp.precedes(*sn));
+        let (ready, keep): (Vec<_>, Vec<_>) = std::mem::take(&mut self.tm_held)
+            .into_iter()
+            .partition(|(sn, ..)| !exp.precedes(*sn));
         self.tm_held = keep;
         for (_, itt, response) in ready {
             self.queue_tm_response(itt, response);
@@ -311,7 +321,11 @@ impl Ffp {
         hdr.set_data_len(u32::try_from(len).unwrap_or(0));
         let stat_sn = self.next_stat_sn();
         hdr.set_sns(stat_sn, self.exp_cmd_sn, self.max_cmd_sn());
-        let data = if len == 0 { TxData::None } else { TxData::Shared(sg) };
+        let data = if len == 0 {
+            TxData::None
+        } else {
+            TxData::Shared(sg)
+        };
         self.queue(TxResp::new(TxPdu::new(&hdr, 0, len), data));
     }
 
@@ -360,7 +374,9 @@ impl Ffp {
     #[inline]
     fn build_response(&mut self, cmd: Box<Cmd>) -> TxResp {
         let itt = itt_of(&cmd);
-        let len = usize::try_from(cmd.resp_data_len()).unwrap_or(0).min(cmd.sg().len());
+        let len = usize::try_from(cmd.resp_data_len())
+            .unwrap_or(0)
+            .min(cmd.sg().len());
         let good = cmd.status() == SamStatus::Good;
         if len == 0 || !good {
             return self.scsi_response(itt, cmd);
@@ -395,7 +411,9 @@ impl Ffp {
             at = at.saturating_add(n);
         }
         let mut pdus = pdus.into_iter();
-        let Some(first) = pdus.next() else { return self.scsi_response(itt, cmd) };
+        let Some(first) = pdus.next() else {
+            return self.scsi_response(itt, cmd);
+        };
         let mut resp = TxResp::with_cmd(first, TxData::Cmd, cmd);
         pdus.for_each(|p| resp.push(p));
         resp
@@ -477,7 +495,11 @@ fn residual(cmd: &Cmd) -> (u8, u32) {
     match cmd.resid() {
         None => (0, 0),
         Some(r) => {
-            let flag = if r > 0 { flags::UNDERFLOW } else { flags::OVERFLOW };
+            let flag = if r > 0 {
+                flags::UNDERFLOW
+            } else {
+                flags::OVERFLOW
+            };
             (flag, u32::try_from(r.unsigned_abs()).unwrap_or(u32::MAX))
         }
     }

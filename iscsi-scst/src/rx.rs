@@ -66,7 +66,9 @@ pub(crate) struct DataState {
 impl DataState {
     /// Whether the data is for this command.
     pub(crate) fn is_for(&self, waits: &mut DataWaits, cmd: &CmdRef) -> bool {
-        self.key.and_then(|k| waits.cmd_mut(k)).is_some_and(|c| cmd.is(c))
+        self.key
+            .and_then(|k| waits.cmd_mut(k))
+            .is_some_and(|c| cmd.is(c))
     }
 }
 
@@ -74,7 +76,10 @@ impl DataState {
 #[derive(Clone, Copy, Debug)]
 enum Segment {
     Immediate,
-    DataOut { solicited_at: Option<u32>, is_final: bool },
+    DataOut {
+        solicited_at: Option<u32>,
+        is_final: bool,
+    },
 }
 
 /// What the receive side is in the middle of.
@@ -87,7 +92,11 @@ pub(crate) enum RxState {
     Data(DataState),
     /// A command was handed to the core, which keeps it (activity is suspended): nothing is processed before it is back.
     /// `stream`: its data segment is still to be received.
-    Parked { bhs: Bhs, data: Option<RxSlice>, stream: Option<PduLayout> },
+    Parked {
+        bhs: Bhs,
+        data: Option<RxSlice>,
+        stream: Option<PduLayout>,
+    },
 }
 
 impl RxState {
@@ -152,7 +161,9 @@ impl Conn {
         {
             let left = data.take.saturating_sub(data.done);
             let at = data.begin.saturating_add(data.done);
-            let n = self.sock.recv_into(cmd.sg_mut(), at, left, Some(&mut self.rx))?;
+            let n = self
+                .sock
+                .recv_into(cmd.sg_mut(), at, left, Some(&mut self.rx))?;
             data.done = data.done.saturating_add(n.min(left));
             return Ok((n, n < left || self.rx.spare() > 0));
         }
@@ -201,12 +212,18 @@ impl Conn {
         if let RxState::Data(_) = &self.rx_state {
             return self.process_segment();
         }
-        let Phase::Full(ffp) = &mut self.phase else { return Ok(false) };
+        let Phase::Full(ffp) = &mut self.phase else {
+            return Ok(false);
+        };
         let buf = self.rx.data();
-        let Some((bhs, _)) = Bhs::split(buf) else { return Ok(false) };
+        let Some((bhs, _)) = Bhs::split(buf) else {
+            return Ok(false);
+        };
         let bhs = *bhs;
         let digests = ffp.params.digests();
-        let layout = bhs.layout(digests).ok_or(CloseReason::Protocol("PDU too long"))?;
+        let layout = bhs
+            .layout(digests)
+            .ok_or(CloseReason::Protocol("PDU too long"))?;
         if bhs.data_len() > ffp.params.max_recv_data_segment_length {
             ffp.reject(&bhs, RejectReason::ProtocolError);
             ffp.close_after_flush = true;
@@ -216,16 +233,24 @@ impl Conn {
         if have < layout.data_at {
             return Ok(false);
         }
-        let ahs = buf.get(BHS_LEN..BHS_LEN.saturating_add(layout.ahs_len)).unwrap_or_default();
+        let ahs = buf
+            .get(BHS_LEN..BHS_LEN.saturating_add(layout.ahs_len))
+            .unwrap_or_default();
         if digests.header && !header_digest_ok(buf, &layout) {
             return Err(CloseReason::Protocol("header digest error"));
         }
-        let ahs = if ahs.is_empty() { Vec::new() } else { ahs.to_vec() };
+        let ahs = if ahs.is_empty() {
+            Vec::new()
+        } else {
+            ahs.to_vec()
+        };
         if have < layout.total {
             let streams = matches!(bhs.opcode(), opcode::SCSI_CMD | opcode::DATA_OUT);
             if layout.data_len < STREAM_MIN || !streams || !ffp.may_run_now(&bhs) {
                 let missing = layout.total.saturating_sub(have);
-                self.rx.reserve(missing).map_err(|_| CloseReason::NoMemory)?;
+                self.rx
+                    .reserve(missing)
+                    .map_err(|_| CloseReason::NoMemory)?;
                 return Ok(false);
             }
             self.rx.consume(layout.data_at);
@@ -235,9 +260,16 @@ impl Conn {
         let data = if layout.data_len == 0 {
             None
         } else {
-            Some(self.rx.take_slice(layout.data_len).ok_or(CloseReason::NoMemory)?)
+            Some(
+                self.rx
+                    .take_slice(layout.data_len)
+                    .ok_or(CloseReason::NoMemory)?,
+            )
         };
-        let tail = layout.total.saturating_sub(layout.data_at).saturating_sub(layout.data_len);
+        let tail = layout
+            .total
+            .saturating_sub(layout.data_at)
+            .saturating_sub(layout.data_len);
         let data_ok = match &data {
             Some(d) if digests.data => data_digest_ok(d, self.rx.data(), layout.pad_len),
             _ => true,
@@ -262,7 +294,9 @@ impl Conn {
     /// Starts a command whose data segment is only partly there, or finds the one that a Data-Out belongs to, and lets
     /// the segment be received into its pages.
     fn begin_segment(&mut self, bhs: &Bhs, ahs: &[u8], layout: &PduLayout) -> Closing<bool> {
-        let Phase::Full(ffp) = &mut self.phase else { return Ok(false) };
+        let Phase::Full(ffp) = &mut self.phase else {
+            return Ok(false);
+        };
         self.rx_state = match bhs.request() {
             Request::DataOut(hdr) => {
                 let mut state = ffp.immediate_segment(None, layout);
@@ -276,9 +310,11 @@ impl Conn {
                 RxState::Data(state)
             }
             Request::ScsiCmd(hdr) => match ffp.begin_write(bhs, hdr, ahs) {
-                Some(Handed::Parked) => {
-                    RxState::Parked { bhs: *bhs, data: None, stream: Some(*layout) }
-                }
+                Some(Handed::Parked) => RxState::Parked {
+                    bhs: *bhs,
+                    data: None,
+                    stream: Some(*layout),
+                },
                 Some(handed) => {
                     let key = ffp.write_handed(hdr, handed, layout.data_len);
                     RxState::Data(ffp.immediate_segment(key, layout))
@@ -303,7 +339,9 @@ impl Conn {
                 let at = data.begin.saturating_add(data.done);
                 if let Some(cmd) = data.key.and_then(|k| ffp.waits.cmd_mut(k)) {
                     let part = part.get(..n).unwrap_or_default();
-                    cmd.sg_mut().copy_from_slice(at, part).map_err(|_| CloseReason::NoMemory)?;
+                    cmd.sg_mut()
+                        .copy_from_slice(at, part)
+                        .map_err(|_| CloseReason::NoMemory)?;
                 }
                 self.rx.consume(n);
                 data.done = data.done.saturating_add(n);
@@ -318,7 +356,9 @@ impl Conn {
         if data.excess != 0 || self.rx.len() < data.trailer {
             return Ok(false);
         }
-        let RxState::Data(data) = std::mem::take(&mut self.rx_state) else { return Ok(false) };
+        let RxState::Data(data) = std::mem::take(&mut self.rx_state) else {
+            return Ok(false);
+        };
         let ok = data.crc_ok_without_check || segment_digest_ok(ffp, &data, self.rx.data());
         self.rx.consume(data.trailer);
         if let Some(key) = data.key {
@@ -339,13 +379,17 @@ fn header_digest_ok(buf: &[u8], layout: &PduLayout) -> bool {
 /// `tail`: what follows the data: padding, which the digest covers, and the digest.
 fn data_digest_ok(data: &[u8], tail: &[u8], pad: usize) -> bool {
     let end = pad.saturating_add(DIGEST_LEN);
-    let (Some(padding), Some(digest)) = (tail.get(..pad), tail.get(pad..end)) else { return false };
+    let (Some(padding), Some(digest)) = (tail.get(..pad), tail.get(pad..end)) else {
+        return false;
+    };
     crypto::crc32c_append(crypto::crc32c(data), padding).to_le_bytes() == digest
 }
 
 fn segment_digest_ok(ffp: &mut Ffp, data: &DataState, tail: &[u8]) -> bool {
     // A segment that was cut cannot be checked any more; its command fails for the amount of data already.
-    let Some(cmd) = data.key.and_then(|k| ffp.waits.cmd_mut(k)) else { return true };
+    let Some(cmd) = data.key.and_then(|k| ffp.waits.cmd_mut(k)) else {
+        return true;
+    };
     let end = data.pad.saturating_add(DIGEST_LEN);
     let (Some(padding), Some(digest)) = (tail.get(..data.pad), tail.get(data.pad..end)) else {
         return false;
@@ -356,7 +400,10 @@ fn segment_digest_ok(ffp: &mut Ffp, data: &DataState, tail: &[u8]) -> bool {
 
 fn segment_of(hdr: &DataOutHdr) -> Segment {
     let solicited_at = hdr.solicited_by().map(|_| hdr.buffer_offset.get());
-    Segment::DataOut { solicited_at, is_final: hdr.is_final() }
+    Segment::DataOut {
+        solicited_at,
+        is_final: hdr.is_final(),
+    }
 }
 
 /// The part of full feature phase that carries out requests.
@@ -405,7 +452,9 @@ impl Ffp {
             // Outside the window: dropped without a word (RFC 7143 4.2.2.1). Inside: kept for its turn.
             if sn.in_window(self.exp_cmd_sn, self.max_cmd_sn()) && data_ok {
                 let bhs = *bhs;
-                self.pending.entry(sn.0).or_insert(Pending { bhs, ahs, data });
+                self.pending
+                    .entry(sn.0)
+                    .or_insert(Pending { bhs, ahs, data });
             }
             return None;
         }
@@ -557,7 +606,11 @@ impl Ffp {
     ) -> Option<RxState> {
         let handed = self.start_cmd(bhs, hdr, ahs)?;
         match handed {
-            Handed::Parked => Some(RxState::Parked { bhs: *bhs, data, stream: None }),
+            Handed::Parked => Some(RxState::Parked {
+                bhs: *bhs,
+                data,
+                stream: None,
+            }),
             Handed::Preprocessed(mut cmd) if !data_ok => {
                 cmd.set_sense(DATA_DIGEST_ERROR);
                 self.restart(cmd, RestartStatus::ErrorSenseSet);
@@ -579,8 +632,12 @@ impl Ffp {
     /// The core has a command's buffer ready: give it the data that came with the command and see what else it needs.
     #[doc(alias = "cmnd_rx_continue")]
     pub(crate) fn command_handed(&mut self, bhs: &Bhs, handed: Handed, data: Option<RxSlice>) {
-        let Handed::Preprocessed(mut cmd) = handed else { return };
-        let Request::ScsiCmd(hdr) = bhs.request() else { return };
+        let Handed::Preprocessed(mut cmd) = handed else {
+            return;
+        };
+        let Request::ScsiCmd(hdr) = bhs.request() else {
+            return;
+        };
         if data.is_none() && !hdr.is_write() {
             return self.restart(cmd, RestartStatus::Success);
         }
@@ -618,7 +675,12 @@ impl Ffp {
     }
 
     /// Checks the data that the initiator sends without being asked (RFC 7143 4.2.5.2, 13.10, 13.14).
-    fn check_unsolicited(&self, cmd: &Cmd, hdr: &ScsiCmdHdr, immediate: usize) -> Result<(), Sense> {
+    fn check_unsolicited(
+        &self,
+        cmd: &Cmd,
+        hdr: &ScsiCmdHdr,
+        immediate: usize,
+    ) -> Result<(), Sense> {
         let p = &self.params;
         let unexpected = (immediate != 0 && (!p.immediate_data || !hdr.is_write()))
             || (immediate != 0 && !cmd.data_direction().has_write())
@@ -628,11 +690,20 @@ impl Ffp {
         }
         let expected = hdr.expected_data_transfer_length.get();
         let limit = usize::try_from(p.first_burst_length.min(expected)).unwrap_or(usize::MAX);
-        if immediate > limit { Err(INCORRECT_AMOUNT_OF_DATA) } else { Ok(()) }
+        if immediate > limit {
+            Err(INCORRECT_AMOUNT_OF_DATA)
+        } else {
+            Ok(())
+        }
     }
 
     /// Gives the command memory for what may come unasked and lets it wait for its data.
-    fn let_wait(&mut self, mut cmd: Box<Cmd>, hdr: &ScsiCmdHdr, immediate: usize) -> Option<WaitKey> {
+    fn let_wait(
+        &mut self,
+        mut cmd: Box<Cmd>,
+        hdr: &ScsiCmdHdr,
+        immediate: usize,
+    ) -> Option<WaitKey> {
         let immediate = u32::try_from(immediate).unwrap_or(u32::MAX);
         let expected = hdr.expected_data_transfer_length.get();
         let unsolicited_end =
@@ -643,7 +714,10 @@ impl Ffp {
             self.restart(cmd, RestartStatus::ErrorSenseSet);
             return None;
         }
-        match self.waits.insert(cmd, hdr.itt(), hdr.lun, immediate, unsolicited_end) {
+        match self
+            .waits
+            .insert(cmd, hdr.itt(), hdr.lun, immediate, unsolicited_end)
+        {
             Ok(key) => Some(key),
             Err(mut cmd) => {
                 // A second command with the tag of one that waits for data.
@@ -673,7 +747,9 @@ impl Ffp {
         handed: Handed,
         immediate: usize,
     ) -> Option<WaitKey> {
-        let Handed::Preprocessed(mut cmd) = handed else { return None };
+        let Handed::Preprocessed(mut cmd) = handed else {
+            return None;
+        };
         if let Err(s) = self.check_unsolicited(&cmd, hdr, immediate) {
             cmd.set_sense(s);
             if !hdr.is_final() {
@@ -687,7 +763,9 @@ impl Ffp {
 
     /// The receive state for the data segment of a command.
     fn immediate_segment(&mut self, key: Option<WaitKey>, layout: &PduLayout) -> DataState {
-        let room = key.and_then(|k| self.waits.cmd_mut(k)).map_or(0, |c| c.sg().len());
+        let room = key
+            .and_then(|k| self.waits.cmd_mut(k))
+            .map_or(0, |c| c.sg().len());
         let take = room.min(layout.data_len);
         DataState {
             key,
@@ -712,9 +790,10 @@ impl Ffp {
         }
         let step = match data.what {
             Segment::Immediate => Ok(self.waits.step(key)),
-            Segment::DataOut { solicited_at, is_final } => {
-                self.waits.received(key, data.take, solicited_at, is_final)
-            }
+            Segment::DataOut {
+                solicited_at,
+                is_final,
+            } => self.waits.received(key, data.take, solicited_at, is_final),
         };
         match step {
             Ok(step) => self.after_step(step),
@@ -730,7 +809,10 @@ impl Ffp {
     ) -> Option<crate::data_out::Accepted> {
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         let ttt: Option<Ttt> = hdr.solicited_by();
-        match self.waits.accept(hdr.itt(), ttt, hdr.buffer_offset.get(), len)? {
+        match self
+            .waits
+            .accept(hdr.itt(), ttt, hdr.buffer_offset.get(), len)?
+        {
             Ok(accepted) => Some(accepted),
             Err((key, e)) => {
                 self.fail_wait(key, sense_of(e));
@@ -743,7 +825,9 @@ impl Ffp {
     #[doc(alias = "data_out_start")]
     fn data_out(&mut self, hdr: &DataOutHdr, data: Option<&RxSlice>, data_ok: bool) {
         let len = data.map_or(0, |d| d.len());
-        let Some(accepted) = self.data_out_accept(hdr, len) else { return };
+        let Some(accepted) = self.data_out_accept(hdr, len) else {
+            return;
+        };
         if !data_ok {
             return self.fail_wait(accepted.key, DATA_DIGEST_ERROR);
         }
@@ -753,8 +837,17 @@ impl Ffp {
                 return self.fail_wait(accepted.key, INCORRECT_AMOUNT_OF_DATA);
             }
         }
-        let Segment::DataOut { solicited_at, is_final } = segment_of(hdr) else { return };
-        match self.waits.received(accepted.key, accepted.len, solicited_at, is_final) {
+        let Segment::DataOut {
+            solicited_at,
+            is_final,
+        } = segment_of(hdr)
+        else {
+            return;
+        };
+        match self
+            .waits
+            .received(accepted.key, accepted.len, solicited_at, is_final)
+        {
             Ok(step) => self.after_step(step),
             Err(e) => self.fail_wait(accepted.key, sense_of(e)),
         }
@@ -795,7 +888,11 @@ fn sense_of(e: DataError) -> Sense {
 
 /// Makes the first `len` bytes of a received piece the command's data, without copying them.
 fn push_part(cmd: &mut Cmd, data: RxSlice, len: usize) -> kshim::error::Result {
-    let part = if len == data.len() { data } else { data.slice(0..len)? };
+    let part = if len == data.len() {
+        data
+    } else {
+        data.slice(0..len)?
+    };
     cmd.sg_mut().clear();
     cmd.sg_mut().push_shared(part)
 }

@@ -45,7 +45,9 @@ struct Sessions {
 
 impl std::fmt::Debug for IscsiTarget {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("IscsiTarget").field("name", &self.tgt.name()).finish_non_exhaustive()
+        f.debug_struct("IscsiTarget")
+            .field("name", &self.tgt.name())
+            .finish_non_exhaustive()
     }
 }
 
@@ -106,7 +108,12 @@ impl IscsiTarget {
     }
 
     /// TSIH of an initiator port's session, and whether the connection `cid` is its.
-    pub(crate) fn find_session(&self, initiator: &str, isid: Isid, cid: Cid) -> Option<(Tsih, bool)> {
+    pub(crate) fn find_session(
+        &self,
+        initiator: &str,
+        isid: Isid,
+        cid: Cid,
+    ) -> Option<(Tsih, bool)> {
         let sessions = self.sessions.lock();
         let entry = sessions.entries.iter().find(|e| e.is(initiator, isid))?;
         Some((entry.tsih, entry.cid == cid))
@@ -130,7 +137,9 @@ impl IscsiTarget {
             old.waiters.push(waiter());
             return Claim::Waiting(Arc::clone(&old.conn));
         }
-        let Some(tsih) = sessions.free_tsih() else { return Claim::Closed };
+        let Some(tsih) = sessions.free_tsih() else {
+            return Claim::Closed;
+        };
         sessions.entries.push(SessEntry {
             initiator_name: initiator.to_owned(),
             isid,
@@ -145,15 +154,23 @@ impl IscsiTarget {
     /// The session of `conn` is unregistered; answers who waited for that.
     pub(crate) fn release(&self, conn: &Arc<ConnShared>) -> Vec<Waiter> {
         let mut sessions = self.sessions.lock();
-        let at = sessions.entries.iter().position(|e| Arc::ptr_eq(&e.conn, conn));
-        at.map(|i| sessions.entries.swap_remove(i).waiters).unwrap_or_default()
+        let at = sessions
+            .entries
+            .iter()
+            .position(|e| Arc::ptr_eq(&e.conn, conn));
+        at.map(|i| sessions.entries.swap_remove(i).waiters)
+            .unwrap_or_default()
     }
 
     /// Takes no sessions any more; answers the connections that are still there.
     pub(crate) fn close(&self) -> Vec<Arc<ConnShared>> {
         let mut sessions = self.sessions.lock();
         sessions.closed = true;
-        sessions.entries.iter().map(|e| Arc::clone(&e.conn)).collect()
+        sessions
+            .entries
+            .iter()
+            .map(|e| Arc::clone(&e.conn))
+            .collect()
     }
 }
 

@@ -33,16 +33,32 @@ impl TxPdu {
     pub(crate) fn new<H: Header>(hdr: &H, at: usize, len: usize) -> Self {
         let mut bytes = [0; BHS_LEN];
         hdr.encode(&mut bytes);
-        Self { hdr: bytes, header_digest: None, at, len, data_digest: None }
+        Self {
+            hdr: bytes,
+            header_digest: None,
+            at,
+            len,
+            data_digest: None,
+        }
     }
 
     pub(crate) fn from_bhs(hdr: [u8; BHS_LEN], len: usize) -> Self {
-        Self { hdr, header_digest: None, at: 0, len, data_digest: None }
+        Self {
+            hdr,
+            header_digest: None,
+            at: 0,
+            len,
+            data_digest: None,
+        }
     }
 
     fn wire_len(&self) -> usize {
         let digests = [&self.header_digest, &self.data_digest];
-        let digests = digests.iter().filter(|d| d.is_some()).count().saturating_mul(DIGEST_LEN);
+        let digests = digests
+            .iter()
+            .filter(|d| d.is_some())
+            .count()
+            .saturating_mul(DIGEST_LEN);
         BHS_LEN
             .saturating_add(self.len)
             .saturating_add(pad_len(self.len))
@@ -76,11 +92,23 @@ pub(crate) struct TxResp {
 
 impl TxResp {
     pub(crate) fn new(pdu: TxPdu, data: TxData) -> Self {
-        Self { first: pdu, rest: Vec::new(), data, cmd: None, wire_len: 0 }
+        Self {
+            first: pdu,
+            rest: Vec::new(),
+            data,
+            cmd: None,
+            wire_len: 0,
+        }
     }
 
     pub(crate) fn with_cmd(pdu: TxPdu, data: TxData, cmd: Box<Cmd>) -> Self {
-        Self { first: pdu, rest: Vec::new(), data, cmd: Some(cmd), wire_len: 0 }
+        Self {
+            first: pdu,
+            rest: Vec::new(),
+            data,
+            cmd: Some(cmd),
+            wire_len: 0,
+        }
     }
 
     pub(crate) fn push(&mut self, pdu: TxPdu) {
@@ -99,7 +127,13 @@ impl TxResp {
     /// Length on the wire; digests are computed here, while the data is hot.
     fn seal(&mut self, digests: Digests) -> Result {
         if digests.header || digests.data {
-            let Self { first, rest, data, cmd, .. } = self;
+            let Self {
+                first,
+                rest,
+                data,
+                cmd,
+                ..
+            } = self;
             for pdu in std::iter::once(first).chain(rest) {
                 if digests.header {
                     pdu.header_digest = Some(crypto::crc32c(&pdu.hdr).to_le_bytes());
@@ -119,7 +153,10 @@ impl TxResp {
                 }
             }
         }
-        self.wire_len = self.pdus().map(TxPdu::wire_len).fold(0, usize::saturating_add);
+        self.wire_len = self
+            .pdus()
+            .map(TxPdu::wire_len)
+            .fold(0, usize::saturating_add);
         Ok(())
     }
 
@@ -127,9 +164,9 @@ impl TxResp {
         match (&self.data, &self.cmd) {
             (TxData::Cmd, Some(cmd)) => Some(IoPart::Sg(cmd.sg(), pdu.at, pdu.len)),
             (TxData::Shared(sg), _) => Some(IoPart::Sg(sg, pdu.at, pdu.len)),
-            (TxData::Bytes(b), _) => {
-                b.get(pdu.at..pdu.at.saturating_add(pdu.len)).map(IoPart::Bytes)
-            }
+            (TxData::Bytes(b), _) => b
+                .get(pdu.at..pdu.at.saturating_add(pdu.len))
+                .map(IoPart::Bytes),
             _ => None,
         }
     }
@@ -220,7 +257,9 @@ impl TxQueue {
         self.backlog = self.backlog.saturating_sub(n);
         self.head_sent = self.head_sent.saturating_add(n);
         while let Some(head) = self.queue.front() {
-            let Some(over) = self.head_sent.checked_sub(head.wire_len) else { break };
+            let Some(over) = self.head_sent.checked_sub(head.wire_len) else {
+                break;
+            };
             self.head_sent = over;
             if let Some(resp) = self.queue.pop_front()
                 && let Some(cmd) = resp.cmd

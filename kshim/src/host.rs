@@ -27,6 +27,22 @@ pub fn cpus() -> usize {
     sys::cpus()
 }
 
+/// Bytes of memory of the host.
+///
+/// Context: any.
+#[doc(alias = "totalram_pages")]
+pub fn total_ram() -> u64 {
+    sys::total_ram()
+}
+
+/// Lets the process have as many descriptors as its hard limit permits. Answers how many that are; `None` when the
+/// limit could not be raised.
+///
+/// Context: any; for a program's start.
+pub fn raise_fd_limit() -> Option<u64> {
+    sys::raise_fd_limit()
+}
+
 /// Milliseconds since 1970, from the settable clock. For people's eyes; measure with [`crate::time`].
 ///
 /// Context: any.

@@ -1,10 +1,7 @@
 //! A listener that runs out of descriptors recovers by its timer, as [`TcpListener`]'s documentation advises. In a
 //! process of its own, as the limit is the process's.
 
-#![expect(
-    clippy::disallowed_types,
-    reason = "the test is a program of its own"
-)]
+#![expect(clippy::disallowed_types, reason = "the test is a program of its own")]
 
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;

@@ -8,6 +8,7 @@ use crate::consts::DEF_MAX_TGT_DEV_COMMANDS;
 use crate::dev_type::DevHandler;
 use crate::order::OrderData;
 use crate::sense::Sense;
+use crate::sgv::MemLim;
 use crate::tgt_dev::TgtDev;
 use kshim::sync::SpinLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
@@ -66,6 +67,9 @@ pub struct Device {
     #[doc(alias = "dev_tgt_dev_list")]
     pub(crate) tgt_devs: SpinLock<Vec<Weak<TgtDev>>>,
     pub(crate) threads: Arc<CmdThreads>,
+    /// How much memory commands for this device may have (`scst_max_dev_cmd_mem`).
+    #[doc(alias = "dev_mem_lim")]
+    pub(crate) mem_lim: Arc<MemLim>,
 }
 
 impl std::fmt::Debug for Device {
@@ -77,7 +81,12 @@ impl std::fmt::Debug for Device {
 }
 
 impl Device {
-    pub(crate) fn new(name: &str, handler: Arc<dyn DevHandler>, threads: Arc<CmdThreads>) -> Self {
+    pub(crate) fn new(
+        name: &str,
+        handler: Arc<dyn DevHandler>,
+        threads: Arc<CmdThreads>,
+        mem_lim: Arc<MemLim>,
+    ) -> Self {
         Self {
             name: name.to_owned(),
             handler,
@@ -87,6 +96,7 @@ impl Device {
             block: DevBlock::new(),
             tgt_devs: SpinLock::new(Vec::new()),
             threads,
+            mem_lim,
         }
     }
 

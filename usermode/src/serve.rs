@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use kshim::fs::{self, File, OpenOptions};
+use kshim::host;
+use kshim::page::PagePool;
 
 use crate::cli::ServeArgs;
 use crate::config::{Backing, LunSpec, ServeConfig, ToCreate};
@@ -20,6 +22,12 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
     let (config, to_create) = ServeConfig::check(args)?;
     // Before the first thread: all threads inherit the mask, and the signals wait for `wait_termination`.
     let signals = signals::Signals::block()?;
+    // One descriptor a connection: what the hard limit permits is what an operator meant.
+    match host::raise_fd_limit() {
+        Some(n) => log::debug!("up to {n} descriptors"),
+        None => log::warn!("the limit on descriptors cannot be raised"),
+    }
+    PagePool::start_aging();
     let created = Created::all(&to_create)?;
     let server = server::start(&config)?;
     created.keep();

@@ -43,8 +43,14 @@ pub(crate) fn start(config: &ServeConfig) -> Result<Server> {
     let core = Core::new(CoreParams::default()).context("the core's threads cannot be started")?;
     let handles = reactors.iter().map(Reactor::handle).collect();
     let driver = IscsiDriver::new(Arc::clone(&core), handles)?;
-    let mut server =
-        Server { portals: Vec::new(), core, driver, reactors, devices: Vec::new(), ram: Vec::new() };
+    let mut server = Server {
+        portals: Vec::new(),
+        core,
+        driver,
+        reactors,
+        devices: Vec::new(),
+        ram: Vec::new(),
+    };
     match server.configure(config) {
         Ok(()) => Ok(server),
         Err(e) => {
@@ -78,10 +84,14 @@ impl Server {
     fn configure(&mut self, config: &ServeConfig) -> Result<()> {
         let mut keys = KeyValues::default();
         keys.set(SessionKey::FirstBurstLength, SERVE_FIRST_BURST_LENGTH);
-        let params = TgtParams { queued_commands: SERVE_QUEUED_COMMANDS, ..TgtParams::default() };
+        let params = TgtParams {
+            queued_commands: SERVE_QUEUED_COMMANDS,
+            ..TgtParams::default()
+        };
         let target = self.driver.add_target(&config.iqn, None, keys, params)?;
         for (lun, spec) in (0..).zip(&config.luns) {
-            self.add_lun(&target, lun, spec).with_context(|| format!("LUN {lun}"))?;
+            self.add_lun(&target, lun, spec)
+                .with_context(|| format!("LUN {lun}"))?;
         }
         target.tgt().enabled.store(true, Ordering::Release);
         for portal in &config.portals {
@@ -99,11 +109,15 @@ impl Server {
         let vdisk = Vdisk::new(&spec.name, &params)
             .with_context(|| format!("{} cannot be opened", spec.name))?;
         let dev = self.core.register_virtual_device(&spec.name, vdisk)?;
-        dev.max_tgt_dev_commands.store(SERVE_QUEUED_COMMANDS, Ordering::Relaxed);
+        dev.max_tgt_dev_commands
+            .store(SERVE_QUEUED_COMMANDS, Ordering::Relaxed);
         self.devices.push(Arc::clone(&dev));
         let acg = target.tgt().default_acg();
-        let lun_params = LunParams { read_only: spec.read_only };
-        self.core.add_lun(target.tgt(), acg.id(), &dev, lun, lun_params)?;
+        let lun_params = LunParams {
+            read_only: spec.read_only,
+        };
+        self.core
+            .add_lun(target.tgt(), acg.id(), &dev, lun, lun_params)?;
         Ok(())
     }
 
@@ -165,6 +179,10 @@ impl Server {
         if !drained {
             failed.push("some connections did not end in time".to_owned());
         }
-        if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("; ")) }
+        if failed.is_empty() {
+            Ok(())
+        } else {
+            bail!("{}", failed.join("; "))
+        }
     }
 }

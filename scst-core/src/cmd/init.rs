@@ -3,7 +3,7 @@
 //! C source: `scst_rx_cmd`, `scst_cmd_init_done`, `__scst_init_cmd`, `scst_translate_lun` of `scst/src/scst_targ.c`
 
 use super::shared::{ABORTED, CmdShared};
-use super::{CdbBuf, Cmd, CmdMarks, CmdState, ExecCx, Next};
+use super::{CdbBuf, Cmd, CmdMarks, CmdState, ExecCx, Next, SgvHeld};
 use crate::blocking::BlockTicket;
 use crate::cdb::{self, CdbError, CdbFlags, CdbInfo};
 use crate::consts::{DataDirection, QueueType, SamStatus};
@@ -49,6 +49,7 @@ impl Cmd {
             completed: false,
             sense: Vec::new(),
             sg: SGTable::new(),
+            sgv: SgvHeld::default(),
             ticket: OrderTicket::default(),
             block_ticket: BlockTicket::default(),
             marks: CmdMarks::default(),

@@ -34,6 +34,7 @@ use crate::consts::{DataDirection, QueueType, SamStatus};
 use crate::order::{HasTicket, OrderTicket};
 use crate::parking::Abortable;
 use crate::session::Session;
+use crate::sgv::SgvPoolObj;
 use crate::tgt_dev::TgtDev;
 use kshim::scatterlist::SGTable;
 use std::any::Any;
@@ -69,6 +70,13 @@ impl CdbBuf {
             &self.long
         }
     }
+}
+
+/// Memory that a command is charged with: usually one piece.
+#[derive(Debug, Default)]
+pub(crate) struct SgvHeld {
+    pub(crate) first: Option<SgvPoolObj>,
+    pub(crate) more: Vec<SgvPoolObj>,
 }
 
 /// What has to be undone when the command leaves the stage that set it.
@@ -124,6 +132,8 @@ pub struct Cmd {
     /// Sense data; empty when there is none.
     pub(crate) sense: Vec<u8>,
     pub(crate) sg: SGTable,
+    /// What `sg` is charged with.
+    pub(crate) sgv: SgvHeld,
     pub(crate) ticket: OrderTicket,
     pub(crate) block_ticket: BlockTicket,
     pub(crate) marks: CmdMarks,

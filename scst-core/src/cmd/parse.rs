@@ -9,7 +9,7 @@ use crate::cdb::CdbFlags;
 use crate::consts::DataDirection;
 use crate::dev_type::BufAlloc;
 use crate::sense;
-use kshim::page::PageBuf;
+use crate::sgv::{SgvInit, SgvKind};
 
 /// Most data for a command whose CDB does not tell its length.
 const UNKNOWN_LENGTH_MAX: u32 = 15 * 1024 * 1024;
@@ -140,13 +140,47 @@ impl Cmd {
         Next::Same(self)
     }
 
-    /// Gives the command pages for `len` bytes, in one piece. Errors: ENOMEM. Context: reactor.
+    /// Gives the command pages for `len` bytes, in one piece, which may hold old data of other commands. Errors: ENOMEM
+    /// (the device's or the whole's limit, or the host's). Context: reactor.
     #[doc(alias = "scst_alloc_space")]
     pub fn alloc_space(&mut self, len: u32) -> kshim::error::Result {
+        self.free_space();
+        self.extend_space(len)
+    }
+
+    /// Gives the command pages for `len` bytes more. Errors: ENOMEM, and nothing has changed then. Context: reactor.
+    pub fn extend_space(&mut self, len: u32) -> kshim::error::Result {
         let len = usize::try_from(len).unwrap_or(usize::MAX);
-        let buf = PageBuf::alloc(len)?;
+        let pools = &self.sess.core.sgv;
+        let lim = self
+            .tgt_dev
+            .as_ref()
+            .map_or(&self.sess.core.sgv_no_dev, |t| &t.dev.mem_lim);
+        let obj = pools.append(SgvKind::Norm, lim, &mut self.sg, len, SgvInit::Any)?;
+        if self.sgv.first.is_none() {
+            self.sgv.first = Some(obj);
+        } else {
+            self.sgv.more.push(obj);
+        }
+        Ok(())
+    }
+
+    /// Gives the data buffer back, whoever it is from.
+    #[inline]
+    pub(crate) fn free_space(&mut self) {
         self.sg.clear();
-        self.sg.push_pages(buf, 0, len)
+        let Some(first) = self.sgv.first.take() else {
+            return;
+        };
+        let pools = &self.sess.core.sgv;
+        let lim = self
+            .tgt_dev
+            .as_ref()
+            .map_or(&self.sess.core.sgv_no_dev, |t| &t.dev.mem_lim);
+        pools.free(first, lim, &mut self.sg);
+        for obj in self.sgv.more.drain(..) {
+            pools.free(obj, lim, &mut self.sg);
+        }
     }
 
     /// CmdState::PreprocessingDone.

@@ -102,6 +102,7 @@ impl Cmd {
     /// CmdState::Finished.
     #[inline]
     pub(super) fn finish(mut self: Box<Self>, cx: &mut ExecCx<'_>) -> Next {
+        self.free_space();
         if let Some(tgt_dev) = self.tgt_dev.take() {
             if let Some(ua) = self.marks.ua
                 && (self.marks.delivery_failed || self.is_aborted())
@@ -115,7 +116,6 @@ impl Cmd {
             self.account(&tgt_dev);
             tgt_dev.cmd_count.fetch_sub(1, Ordering::Release);
         }
-        self.sg.clear();
         self.sense.clear();
         let flags = self.shared.end();
         debug_assert!(flags & LIVE != 0);
@@ -146,6 +146,7 @@ impl Drop for Cmd {
         }
         // A lost command would hold up task management, suspension and its session for ever.
         kshim::pr_err!("Command dropped without completion: {self:?}");
+        self.free_space();
         if self.marks.counted {
             self.sess.core.cmd_ref.put();
         }

@@ -103,7 +103,8 @@ impl Core {
                 "Cannot start the threads of device \"{name}\""
             )))?,
         };
-        let dev = Arc::new(Device::new(name, Arc::clone(&handler), threads));
+        let mem_lim = self.sgv.device_limit(self.max_dev_cmd_mem);
+        let dev = Arc::new(Device::new(name, Arc::clone(&handler), threads, mem_lim));
         handler.attach(&dev).map_err(host_error(format!(
             "Cannot attach device \"{name}\" to its handler"
         )))?;

@@ -12,6 +12,7 @@ pub use crate::cmd::cmd_done;
 use crate::cmd::{Cmd, CmdThreads};
 use crate::device::Device;
 use crate::mgmt::TmThread;
+use crate::sgv::{MemLim, SgvConfig, SgvPools};
 use crate::tgt::Tgt;
 use kshim::error::Result;
 use kshim::kthread::{self, Kthread, WorkerQueue};
@@ -43,7 +44,7 @@ impl Default for CoreParams {
     /// As many threads as the machine has processors; setup id 0.
     fn default() -> Self {
         Self {
-            threads: kshim::cpu::online_cpus().len(),
+            threads: kshim::host::cpus(),
             setup_id: 0,
         }
     }
@@ -65,9 +66,15 @@ pub struct Core {
     #[doc(alias = "scst_init_cmd_list")]
     pub(crate) init_cmds: SpinLock<Vec<Box<Cmd>>>,
     pub(crate) main_threads: Arc<CmdThreads>,
+    /// Memory of commands' data.
+    pub(crate) sgv: Arc<SgvPools>,
+    /// The limit for commands that are for no device.
+    pub(crate) sgv_no_dev: Arc<MemLim>,
     pub(crate) tm: TmThread,
     mgmt: Arc<WorkerQueue<MgmtWork>>,
     mgmt_thread: SpinLock<Option<Kthread>>,
+    /// `scst_max_dev_cmd_mem` in bytes.
+    pub(crate) max_dev_cmd_mem: u64,
     params: CoreParams,
 }
 
@@ -85,6 +92,9 @@ impl Core {
         let zero = Arc::new(Completion::new());
         let on_zero = Arc::clone(&zero);
         let mgmt: Arc<WorkerQueue<MgmtWork>> = Arc::new(WorkerQueue::new());
+        let cpus = kshim::host::cpus();
+        let sgv_config = SgvConfig::for_host(kshim::host::total_ram(), cpus);
+        let sgv = SgvPools::new(&sgv_config);
         let core = Arc::new(Self {
             config: Mutex::new(Config::default()),
             suspend: Mutex::new(0),
@@ -92,6 +102,9 @@ impl Core {
             cmd_ref_zero: zero,
             init_cmds: SpinLock::new(Vec::new()),
             main_threads: CmdThreads::new("scstd", params.threads.max(1))?,
+            sgv_no_dev: sgv.device_limit(sgv_config.max_dev_cmd_mem()),
+            sgv,
+            max_dev_cmd_mem: sgv_config.max_dev_cmd_mem(),
             tm: TmThread::start()?,
             mgmt: Arc::clone(&mgmt),
             mgmt_thread: SpinLock::new(None),
@@ -127,5 +140,6 @@ impl Core {
         }
         self.tm.stop();
         self.main_threads.stop();
+        self.sgv.stop();
     }
 }

@@ -216,6 +216,24 @@ impl SgvPools {
         init: SgvInit,
     ) -> Result<SgvPoolObj> {
         sg.clear();
+        self.append(kind, device, sg, len, init)
+    }
+
+    /// Adds memory for `len` more bytes to `sg`, as [`Self::alloc`] otherwise. For data that is granted in pieces.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`: a limit is reached, or the host has no memory. `sg` is as it was then, and nothing more is charged.
+    #[inline]
+    pub fn append(
+        &self,
+        kind: SgvKind,
+        device: &MemLim,
+        sg: &mut SGTable,
+        len: usize,
+        init: SgvInit,
+    ) -> Result<SgvPoolObj> {
+        let old_len = sg.len();
         let mut pages = pages_of(len)?;
         let mut class = SGV_POOL_ELEMENTS as u8;
         if pages <= MAX_CACHED_PAGES {
@@ -236,10 +254,10 @@ impl SgvPools {
         }
         let filled = sg.push_alloc(len).and_then(|()| match init {
             SgvInit::Any => Ok(()),
-            SgvInit::Zeroed => sg.fill(0, len, 0),
+            SgvInit::Zeroed => sg.fill(old_len, len, 0),
         });
         if let Err(e) = filled {
-            sg.clear();
+            sg.truncate(old_len);
             device.uncharge(pages);
             return Err(e);
         }
