@@ -4,7 +4,7 @@
 //! references, pages, scatterlists, bios and block devices, files, sockets, and, in the place of interrupt
 //! context, *reactors*. Names follow Rust-for-Linux's `kernel` crate where it has the item, the C kernel otherwise.
 //!
-//! Under `--cfg loom` only the model-checked cores of [`sync`] and [`workqueue`] are built, on loom's threads and
+//! Under `--cfg loom` only the model-checked cores of [`sync`], [`workqueue`] and `reactor` are built, on loom's threads and
 //! atomics: `RUSTFLAGS="--cfg loom" cargo test -p kshim --lib loom_`.
 //!
 //! Every host call goes through [`sys`]; nothing else in the workspace names the standard library's threads,
@@ -50,6 +50,9 @@ pub mod percpu;
 pub mod print;
 #[cfg(not(loom))]
 pub mod reactor;
+#[cfg(loom)]
+#[path = "reactor/wake.rs"]
+mod reactor_wake;
 #[cfg(not(loom))]
 pub mod scatterlist;
 #[cfg(not(loom))]
