@@ -374,16 +374,17 @@ impl Arena {
         }
     }
 
-    fn block_now_and_then(self: &Arc<Self>, rounds: usize) {
-        for _ in 0..rounds {
-            let (tx, rx) = (Arc::new(AtomicBool::new(false)), Arc::clone(self));
-            let told = Arc::clone(&tx);
+    /// Blocks and unblocks until the others are done, so that the flag changes all the time.
+    fn block_all_the_time(self: &Arc<Self>, others: usize) {
+        while self.done.load(Ordering::Relaxed) < others {
+            let (told, arena) = (Arc::new(AtomicBool::new(false)), Arc::clone(self));
+            let tell = Arc::clone(&told);
             self.dev.block(Some(Box::new(move || {
-                assert_eq!(rx.inside.load(Ordering::SeqCst), 0, "not drained");
-                rx.closed.fetch_add(1, Ordering::SeqCst);
-                told.store(true, Ordering::SeqCst);
+                assert_eq!(arena.inside.load(Ordering::SeqCst), 0, "not drained");
+                arena.closed.fetch_add(1, Ordering::SeqCst);
+                tell.store(true, Ordering::SeqCst);
             })));
-            while !tx.load(Ordering::SeqCst) {
+            while !told.load(Ordering::SeqCst) {
                 std::hint::spin_loop();
             }
             for _ in 0..20 {
@@ -395,6 +396,9 @@ impl Arena {
             }
             self.closed.fetch_sub(1, Ordering::SeqCst);
             self.dev.unblock().into_iter().for_each(|i| self.run(i));
+            for _ in 0..50 {
+                std::hint::spin_loop();
+            }
         }
     }
 }
@@ -405,8 +409,8 @@ impl Arena {
     reason = "plain threads, to race on purpose"
 )]
 fn keeps_its_promises_between_threads() {
-    const N: usize = 40_000;
-    const THREADS: usize = 3;
+    const N: usize = 150_000;
+    const THREADS: usize = 2;
     let arena = Arc::new(Arena {
         dev: DevBlock::new(),
         inside: AtomicI64::new(0),
@@ -419,8 +423,52 @@ fn keeps_its_promises_between_threads() {
             let arena = &arena;
             s.spawn(move || arena.work(t * N, N));
         }
-        s.spawn(|| arena.block_now_and_then(300));
+        s.spawn(|| arena.block_all_the_time(THREADS * N));
     });
     assert_eq!(arena.done.load(Ordering::Relaxed), THREADS * N);
     assert!(arena.dev.is_idle(), "{:?}", arena.dev);
+}
+
+#[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "plain threads, to race on purpose"
+)]
+fn a_drain_is_never_missed() {
+    // One command comes and goes, one thread blocks and waits: each round races the last leave with the block.
+    const ROUNDS: usize = 100_000;
+    let dev = DevBlock::new();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let item = Item::new(0, Class::Normal);
+                if let Enter::Go(mut item) = dev.enter(item, Class::Normal, Place::Tail) {
+                    assert!(dev.leave(&mut item.ticket).is_empty(), "nobody else enters");
+                }
+            }
+        });
+        for round in 0..ROUNDS {
+            let told = Arc::new(AtomicBool::new(false));
+            let tell = Arc::clone(&told);
+            dev.block(Some(Box::new(move || tell.store(true, Ordering::SeqCst))));
+            let mut spins = 0u64;
+            while !told.load(Ordering::SeqCst) {
+                spins += 1;
+                if spins % 1000 == 0 {
+                    std::thread::yield_now();
+                }
+                if spins > 200_000_000 {
+                    stop.store(true, Ordering::Relaxed);
+                    panic!("round {round}: nobody told: {dev:?}");
+                }
+            }
+            let mut todo: Vec<Item> = dev.unblock().into_iter().collect();
+            while let Some(mut i) = todo.pop() {
+                todo.extend(dev.leave(&mut i.ticket));
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(dev.is_idle(), "{dev:?}");
 }

@@ -668,12 +668,12 @@ impl Arena {
     reason = "plain threads, to race on purpose"
 )]
 fn keeps_the_order_between_threads() {
-    const N: usize = 30_000;
-    const THREADS: usize = 4;
+    const N: usize = 300_000;
+    const THREADS: usize = 3;
     let kinds = (0..N)
-        .map(|i| match i * 7919 % 100 {
-            0..3 => QueueType::Ordered,
-            3..5 => QueueType::HeadOfQueue,
+        .map(|i| match i * 7919 % 1000 {
+            0..10 => QueueType::Ordered,
+            10..15 => QueueType::HeadOfQueue,
             // Long stretches of SIMPLE let the fast mode come back.
             _ => QueueType::Simple,
         })

@@ -136,10 +136,18 @@ impl MemLim {
     #[cold]
     fn charge_slow(&self, n: i64) -> Result<(), LimitHit> {
         let batch = i64::from(self.batch.load(Ordering::Relaxed));
-        if batch > 0 && self.take(n + batch).is_ok() {
-            self.credit().fetch_add(batch, Ordering::Relaxed);
+        let credit = self.credit();
+        let have = credit.swap(0, Ordering::Relaxed);
+        if have >= n {
+            // Somebody who shares the place gave back meanwhile.
+            credit.fetch_add(have - n, Ordering::Relaxed);
             return Ok(());
         }
+        if self.take(n - have + batch).is_ok() {
+            credit.fetch_add(batch, Ordering::Relaxed);
+            return Ok(());
+        }
+        self.give_back(have);
         for _ in 0..ATTEMPTS {
             if self.take(n).is_ok() {
                 return Ok(());

@@ -195,6 +195,7 @@ proptest! {
                 }
             }
             prop_assert_eq!(lim.used_pages() as u64, sum);
+            prop_assert!(lim.credit_pages() <= 3 * 64, "hoards {}", lim.credit_pages());
         }
         held.drain(..).for_each(|n| lim.uncharge(n));
         lim.reclaim();
