@@ -327,7 +327,7 @@ pub fn build(buf: &mut Vec<u8>, d_sense: bool, s: Sense, extra: SenseExtra) {
     let mut valid = 0;
     let mut info = [0; 4];
     if let SenseExtra::Information(v) = extra {
-        // A value that the fixed format cannot hold is not valid there (SPC-4 4.5.3).
+        // DIFFERS: a value that the fixed format cannot hold is not valid there (SPC-4 4.5.3); SCST cuts it off.
         if let Ok(v) = u32::try_from(v) {
             valid = 0x80;
             info = v.to_be_bytes();

@@ -16,8 +16,9 @@ const BLOCK: usize = 512;
 /// Blocks of the devices: small, so that ranges meet.
 const NBLOCKS: u64 = 256;
 const SIZE: usize = NBLOCKS as usize * BLOCK;
-/// Sequences per store, and steps per sequence.
+/// Sequences per store, fewer where every step waits for a disk, and steps per sequence.
 const CASES: u32 = 24;
+const SLOW_CASES: u32 = 2;
 const STEPS: usize = 40;
 
 #[derive(Clone, Debug)]
@@ -210,10 +211,14 @@ fn step(rig: &mut Rig, model: &mut [u8], op: &Op) -> Result<(), TestCaseError> {
 }
 
 fn run(disk: Arc<Vdisk>) {
+    run_cases(disk, CASES);
+}
+
+fn run_cases(disk: Arc<Vdisk>, cases: u32) {
     let rig = std::cell::RefCell::new(Rig::new(&[(disk, false)]));
     let model = std::cell::RefCell::new(vec![0u8; SIZE]);
     let mut runner = TestRunner::new(ProptestConfig {
-        cases: CASES,
+        cases,
         failure_persistence: None,
         // The device keeps its content, so a shorter sequence would not start from the same state.
         max_shrink_iters: 0,
@@ -257,7 +262,7 @@ fn fileio_behaves_like_a_byte_vector() {
 fn fileio_write_through_behaves_like_a_byte_vector() {
     let dir = tempfile::tempdir().expect("scratch directory");
     let params = file_params(dir.path(), &[("write_through", "1")]);
-    run(Vdisk::new("model-wt", &params).expect("device"));
+    run_cases(Vdisk::new("model-wt", &params).expect("device"), SLOW_CASES);
 }
 
 #[test]
@@ -266,6 +271,17 @@ fn fileio_on_a_memory_file_system_behaves_like_a_byte_vector() {
         return;
     };
     run(Vdisk::new("model-shm", &file_params(dir.path(), &[])).expect("device"));
+}
+
+#[test]
+fn fileio_without_the_page_cache_behaves_like_a_byte_vector() {
+    let dir = tempfile::tempdir().expect("scratch directory");
+    let params = file_params(dir.path(), &[("o_direct", "1"), ("async", "1")]);
+    match Vdisk::new("model-direct", &params) {
+        Ok(disk) => run_cases(disk, SLOW_CASES),
+        // Not every file system has O_DIRECT, or blocks as small.
+        Err(e) => assert_eq!(e.errno(), kshim::error::code::EINVAL, "{e}"),
+    }
 }
 
 #[test]

@@ -75,7 +75,7 @@ macro_rules! rows {
     (@sa $sa:ident) => { Some(op::$sa as u16) };
 }
 
-/// Commands in [`VDISK`] that neither the core nor a virtual disk executes yet.
+/// Commands in [`VDISK`] that neither the core nor a virtual disk executes yet. Whoever adds one takes it out here.
 pub const NOT_EXECUTED: &[u8] = &[
     op::FORMAT_UNIT,
     op::MODE_SELECT,

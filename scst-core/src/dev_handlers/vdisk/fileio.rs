@@ -1,5 +1,9 @@
 //! The data of a file device: cached reads and buffered writes inline, the rest on threads.
 //!
+//! DIFFERS: a flush is an fdatasync, and a FUA write an O_DSYNC write of its range; SCST writes back a range of pages
+//! that it computes wrongly, and never flushes the disk's own cache. DIFFERS: the failure of a flush with IMMED is told
+//! at the next flush; SCST forgets it.
+//!
 //! C source: `fileio_exec_read`, `fileio_exec_write`, `__vdisk_fsync_fileio` of `scst/src/dev_handlers/scst_vdisk.c`
 
 use super::VdiskParams;

@@ -8,6 +8,7 @@ use super::store::{Outcome, Store, read_outcome, write_outcome};
 use super::{PortInfo, Vdisk};
 use crate::cdb::{self, CdbFlags, opcodes as op};
 use crate::cmd::{Cmd, ExecRes};
+use crate::consts::TYPE_DISK;
 use crate::core::cmd_done;
 use crate::dev_handlers::rsoc;
 use crate::dev_type::{BufAlloc, DevHandler, ExecContext};
@@ -71,10 +72,12 @@ impl DevHandler for Vdisk {
         self.kind().handler_name()
     }
 
+    #[inline]
     fn type_code(&self) -> u8 {
-        self.features().type_code
+        TYPE_DISK
     }
 
+    #[inline]
     fn block_shift(&self) -> u8 {
         Vdisk::block_shift(self)
     }
@@ -181,6 +184,8 @@ impl Vdisk {
     }
 
     /// What a command is told whose blocks are not there.
+    /// DIFFERS: a device whose backing store is closed is NOT READY, for TEST UNIT READY too; SCST panics (fileio) or
+    /// says NO MEDIUM (blockio).
     #[cold]
     fn range_sense(&self) -> sense::Sense {
         if matches!(self.store, Store::Closed) {
@@ -191,6 +196,7 @@ impl Vdisk {
     }
 
     /// How much of the data-out that the CDB asks for has come, in whole blocks.
+    /// DIFFERS: SCST writes a part of a block to a file, and fails for a block device.
     #[inline]
     fn data_out_len(&self, cmd: &Cmd) -> usize {
         self.whole_blocks(usize_of(cmd.write_len().min(cmd.bufflen())).min(cmd.sg().len()))
@@ -232,6 +238,7 @@ impl Vdisk {
             Store::Block(_) if cmd.sg().has_lent() => {}
             Store::Block(b) => return b.submit(cmd, BioOp::Read, pos, len, ReqFlags::empty()),
             // Zeros were lent; a buffer that somebody else allocated has to be filled.
+            // DIFFERS: without `read_zero`, SCST gives whatever was in the buffer's memory.
             Store::Null => {
                 let _ = cmd.sg_mut().fill(0, len, 0);
             }

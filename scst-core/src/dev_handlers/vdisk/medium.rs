@@ -101,6 +101,7 @@ impl Medium<'_> {
             return Ok(());
         }
         // The host cannot unmap, or was not asked to: the data is written.
+        // DIFFERS: SCST answers GOOD and leaves the blocks as they are when the file system has no holes.
         self.write_pattern(pos, len, data)
     }
 
@@ -159,6 +160,7 @@ impl Medium<'_> {
         if u8_at(cdb, 1) & 1 != 0 {
             return Err(Fault::cdb(1, Some(0)).into());
         }
+        // DIFFERS: the sum cannot wrap, as it can in SCST (32 bits).
         let total: u64 = ranges
             .iter()
             .fold(0, |n, r| n.saturating_add(u64::from(r.blocks)));

@@ -277,8 +277,8 @@ pub(super) fn read_capacity(
 
 /// READ CAPACITY(16).
 ///
-/// DIFFERS: kernel SCST looks at the upper half of the LBA only, so an LBA below 2^32 passes with PMI=0; that is
-/// kept, since it is what initiators see, and obsolete (SBC-3) in any case.
+/// As kernel SCST (recorded: `capacity/16-lba-no-pmi`), this looks at the upper half of the LBA only, so an LBA below
+/// 2^32 passes with PMI=0; both fields are obsolete in SBC-3.
 ///
 /// # Errors
 /// INVALID FIELD IN CDB: PMI=0 with an LBA of 2^32 or more.

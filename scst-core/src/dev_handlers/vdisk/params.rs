@@ -289,6 +289,7 @@ impl VdiskParams {
                 self.identity.t10_dev_id = Some(value.to_owned());
             }
             "blocksize" => {
+                // DIFFERS: SCST rounds other sizes down to a power of two.
                 let n = unsigned()?;
                 let shift = if n == 0 { 9 } else { n.ilog2() };
                 if n != 0 && !n.is_power_of_two() || !BLOCK_SHIFTS.contains(&shift) {

@@ -162,6 +162,7 @@ pub(super) fn read_outcome(e: Error) -> Outcome {
 pub(super) fn write_outcome(e: Error) -> Outcome {
     match e {
         code::EAGAIN | code::ENOMEM => Outcome::Busy,
+        // DIFFERS: a quota is a lack of space too, and EROFS a write protection; SCST has a write error for both.
         code::ENOSPC | code::EDQUOT => sense::SPACE_ALLOC_FAILED.into(),
         code::EROFS => sense::WRITE_PROTECTED.into(),
         code::ENODEV => sense::NOT_READY.into(),

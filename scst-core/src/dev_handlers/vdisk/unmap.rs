@@ -22,7 +22,7 @@ pub(super) struct Range {
 ///
 /// # Errors
 /// INVALID FIELD IN PARAMETER LIST: the descriptors' length does not fit the list, is no multiple of a descriptor's, or
-/// they have not all been sent.
+/// they have not all been sent. DIFFERS: SCST takes what has not been sent from old memory.
 pub(super) fn parse(data: &[u8], list_len: usize) -> Result<Vec<Range>, Fault> {
     let len = usize::from(be16_at(data, 2));
     if data.is_empty() || len == 0 {
