@@ -276,6 +276,7 @@ fn ready_lines_name_portals_target_and_luns() {
     let first = format!("lun 0: file {}, 3 MiB, {}", path.display(), server.url(0));
     assert!(lines.contains(&first), "{lines:?} lacks {first:?}");
     let mut s = server.session(1);
+    s.clear_ua(1).unwrap();
     assert_eq!(s.capacity(0).unwrap(), (6144, 512));
     assert_eq!(s.capacity(1).unwrap(), (6144, 512));
     let status = server.stop();
@@ -291,8 +292,8 @@ fn read_only_luns_refuse_writes() {
     let server = Server::start_own(&ServerOptions::file(&path).arg("--read-only"));
     let mut s = server.session(1);
     let write = scst_tests::Command::write(0, scst_tests::scsi::write10(0, 1), vec![1; 512]);
-    // DATA PROTECT, WRITE PROTECTED.
-    assert_eq!(s.scsi(&write).unwrap().sense_code(), (7, 0x27, 0));
+    // DATA PROTECT, without further code, as kernel SCST says it.
+    assert_eq!(s.scsi(&write).unwrap().sense_code(), (7, 0, 0));
     s.expect_blocks(0, 0, &[0; 512]);
 }
 

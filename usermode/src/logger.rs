@@ -149,7 +149,8 @@ fn format_line(style: Style, record: &Record<'_>, now_ms: u64) -> String {
     line
 }
 
-/// Installs the logger.
+/// Installs the logger. Unless more was asked for, what is below a warning stays out until [`started`]: a start that
+/// fails says why in one line, and one that succeeds says on stdout what it has set up.
 ///
 /// # Errors
 ///
@@ -162,11 +163,24 @@ pub(crate) fn init(args: &LogArgs) -> Result<()> {
     } else {
         Style::Plain
     };
-    log::set_max_level(filter.max());
+    let max = filter.max();
+    log::set_max_level(if max == LevelFilter::Info {
+        LevelFilter::Warn
+    } else {
+        max
+    });
     // One logger for the life of the process.
     let logger = Box::leak(Box::new(Logger { filter, style }));
     log::set_logger(logger).map_err(|e| anyhow!("logger: {e}"))?;
     Ok(())
+}
+
+/// The server is ready: from now on everything is logged that was asked for.
+pub(crate) fn started() {
+    if log::max_level() == LevelFilter::Warn {
+        // The filter of the logger decides for each line.
+        log::set_max_level(LevelFilter::Info);
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use kshim::page::PagePool;
 use crate::cli::ServeArgs;
 use crate::config::{Backing, LunSpec, ServeConfig, ToCreate};
 use crate::server::{self, Server};
-use crate::{signals, size};
+use crate::{logger, signals, size};
 
 /// Runs the server until it is asked to stop.
 ///
@@ -32,6 +32,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
     let server = server::start(&config)?;
     created.keep();
     ready(&config, &server);
+    logger::started();
     let why = signals.wait()?;
     log::info!("{why}: stopping");
     signals.exit_on_next()?;
