@@ -326,20 +326,32 @@ impl VdiskParams {
                     return Err(ParamError::Unsupported(name.to_owned()));
                 }
             }
-            "active" => self.active = flag()?,
-            "async" => self.async_io = flag()?,
-            "bind_alua_state" => self.bind_alua_state = flag()?,
-            "lb_per_pb_exp" => self.lb_per_pb_exp = flag()?,
-            "nv_cache" => self.nv_cache = flag()?,
-            "o_direct" => self.o_direct = flag()?,
-            "read_only" => self.read_only = flag()?,
-            "removable" => self.removable = flag()?,
-            "rotational" => self.rotational = Some(flag()?),
-            "thin_provisioned" => self.thin_provisioned = Some(flag()?),
-            "write_through" => self.write_through = flag()?,
-            _ => return Err(ParamError::Unknown(name.to_owned())),
+            _ => {
+                let on = flag()?;
+                *self
+                    .flag_mut(name)
+                    .ok_or_else(|| ParamError::Unknown(name.to_owned()))? = on;
+            }
         }
         Ok(())
+    }
+
+    /// The yes-or-no parameters.
+    fn flag_mut(&mut self, name: &str) -> Option<&mut bool> {
+        Some(match name {
+            "active" => &mut self.active,
+            "async" => &mut self.async_io,
+            "bind_alua_state" => &mut self.bind_alua_state,
+            "lb_per_pb_exp" => &mut self.lb_per_pb_exp,
+            "nv_cache" => &mut self.nv_cache,
+            "o_direct" => &mut self.o_direct,
+            "read_only" => &mut self.read_only,
+            "removable" => &mut self.removable,
+            "rotational" => self.rotational.insert(false),
+            "thin_provisioned" => self.thin_provisioned.insert(false),
+            "write_through" => &mut self.write_through,
+            _ => return None,
+        })
     }
 
     /// Checks parameters against each other.
