@@ -42,7 +42,7 @@ pub(crate) fn hostname() -> String {
 
 pub(crate) fn total_ram() -> u64 {
     let info = rustix::system::sysinfo();
-    u64::from(info.totalram).saturating_mul(u64::from(info.mem_unit))
+    info.totalram.saturating_mul(u64::from(info.mem_unit))
 }
 
 pub(crate) fn raise_fd_limit() -> Option<u64> {
