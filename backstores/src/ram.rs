@@ -37,6 +37,8 @@ pub const RAM_PREFIX: &str = "/dev/ram/";
 pub const MAX_NAME_LEN: usize = 63;
 /// What one discard or write of zeros may cover.
 const MAX_RANGE: u64 = 1 << 40;
+/// Bytes that one discard takes: as much as SCST announces for files. Initiators expect a limit that is a number.
+const MAX_DISCARD: u64 = 256 << 20;
 /// Largest block size, as SCST's virtual disks have it.
 pub const MAX_BLOCK_SIZE: u32 = 4096;
 /// Smallest block size.
@@ -236,7 +238,7 @@ impl BlockOps for Ram {
         QueueLimits {
             logical_block_size: self.block_size,
             physical_block_size: PAGE_SIZE as u32,
-            max_discard_bytes: MAX_RANGE,
+            max_discard_bytes: MAX_DISCARD,
             discard_granularity: PAGE_SIZE as u32,
             discard_zeroes_data: true,
             max_write_zeroes_bytes: MAX_RANGE,

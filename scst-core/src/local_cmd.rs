@@ -66,7 +66,7 @@ pub(crate) fn lun_not_supported(cmd: &mut Cmd) {
         }
         REPORT_LUNS => {
             if !matches!(cmd.cdb_byte(2), 0x00 | 0x02) {
-                cmd.set_invalid_field_in_cdb(2, Some(0));
+                cmd.set_invalid_field_in_cdb(2, None);
                 return;
             }
             let alloc = cdb(6) << 24 | cdb(7) << 16 | cdb(8) << 8 | cdb(9);

@@ -97,6 +97,10 @@ impl Medium<'_> {
         if len > self.max_write_same_len {
             return Err(Fault::cdb(len_off, None).into());
         }
+        // Half a block is not the one block of data that the command has to come with, even where it is not looked at.
+        if data.len() < self.block_len() {
+            return Err(sense::PARAMETER_LIST_LENGTH_INVALID.into());
+        }
         if unmap && self.discard(pos, len)? {
             return Ok(());
         }
@@ -105,11 +109,16 @@ impl Medium<'_> {
         self.write_pattern(pos, len, data)
     }
 
+    /// Bytes of a logical block.
+    fn block_len(&self) -> usize {
+        1usize
+            .checked_shl(u32::from(self.block_shift))
+            .unwrap_or(usize::MAX)
+    }
+
     /// Writes one block over and over.
     fn write_pattern(&self, pos: u64, len: u64, data: &mut SGTable) -> Result<(), Outcome> {
-        let block = 1usize
-            .checked_shl(u32::from(self.block_shift))
-            .unwrap_or(usize::MAX);
+        let block = self.block_len();
         let mut pattern = vec![0u8; block.min(1 << 16)];
         if !data.is_empty() || block != pattern.len() {
             // Exactly one block has to have come.
