@@ -98,7 +98,7 @@ impl Medium<'_> {
             return Err(Fault::cdb(len_off, None).into());
         }
         // Half a block is not the one block of data that the command has to come with, even where it is not looked at.
-        if data.len() < self.block_len() {
+        if !data.is_empty() && data.len() < self.block_len() {
             return Err(sense::PARAMETER_LIST_LENGTH_INVALID.into());
         }
         if unmap && self.discard(pos, len)? {
