@@ -3,7 +3,7 @@
 //! `SCST_CONFORMANCE=all` runs every family of the table, not only those of the commands that a disk needs.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use scst_tests::conformance::{Table, Verdict, parse_output, parse_table, regressions};
 use scst_tests::tools::{require, run};
@@ -98,7 +98,9 @@ fn conforms(options: &ServerOptions) {
     let server = Server::start(options);
     let mut ours = Table::new();
     for family in &families {
+        let start = Instant::now();
         let mut table = run_family(&tool, family, &server.url(0), &reference);
+        println!("{family}: {} tests in {:.1?}", table.len(), start.elapsed());
         assert!(!table.is_empty(), "{family}: the tool ran no test");
         ours.append(&mut table);
     }
