@@ -52,6 +52,7 @@ thread_local! {
 /// let mine = kshim::cpu::thread_index();
 /// assert_eq!(mine, kshim::cpu::thread_index());
 /// ```
+#[doc(alias = "smp_processor_id")]
 #[inline]
 #[must_use]
 pub fn thread_index() -> usize {

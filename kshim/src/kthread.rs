@@ -51,6 +51,7 @@ impl Stop {
     /// Whether the thread shall end. Mirrors `kthread_should_stop`.
     ///
     /// Context: the kthread itself.
+    #[doc(alias = "kthread_should_stop")]
     #[inline]
     #[must_use]
     pub fn should_stop(&self) -> bool {
@@ -72,6 +73,7 @@ impl Stop {
     /// `schedule_timeout_interruptible`.
     ///
     /// Context: may sleep.
+    #[doc(alias = "schedule_timeout_interruptible")]
     pub fn sleep(&self, time: Delta) -> bool {
         crate::might_sleep!();
         let parker = current_parker();
@@ -98,6 +100,7 @@ impl Stop {
 /// t.stop();
 /// # Ok::<(), kshim::error::Error>(())
 /// ```
+#[doc(alias = "kthread_create")]
 #[derive(Debug, Clone, Default)]
 #[must_use]
 pub struct Builder {
@@ -116,12 +119,14 @@ impl Builder {
     }
 
     /// Runs on this CPU only, if the host allows it. Mirrors `kthread_bind`.
+    #[doc(alias = "kthread_bind")]
     pub fn cpu(mut self, cpu: usize) -> Self {
         self.opts.cpu = Some(cpu);
         self
     }
 
     /// Niceness, -20 to 19; a raised priority is used only where the process may. Mirrors `set_user_nice`.
+    #[doc(alias = "set_user_nice")]
     pub fn nice(mut self, nice: i32) -> Self {
         self.opts.nice = nice;
         self
@@ -183,6 +188,7 @@ pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
 /// t.stop(); // at once, not after a minute
 /// # Ok::<(), kshim::error::Error>(())
 /// ```
+#[doc(alias = "kthread_run")]
 pub fn run(name: &str, f: impl FnOnce(&Stop) + Send + 'static) -> Result<Kthread> {
     Builder::new(name).spawn(f)
 }
@@ -212,6 +218,7 @@ impl Kthread {
     /// `kthread_stop`.
     ///
     /// Context: may sleep.
+    #[doc(alias = "kthread_stop")]
     pub fn stop(mut self) {
         self.stop_and_join();
     }

@@ -102,6 +102,7 @@ impl PercpuCounter {
     }
 
     /// Adds `n`, which may be negative. Context: any thread, reactor-safe. Mirrors `percpu_counter_add`.
+    #[doc(alias = "percpu_counter_add")]
     #[inline]
     pub fn add(&self, n: i64) {
         self.slots
@@ -110,6 +111,7 @@ impl PercpuCounter {
     }
 
     /// The sum over all threads. Context: any thread, reactor-safe. Mirrors `percpu_counter_sum`.
+    #[doc(alias = "percpu_counter_sum")]
     #[must_use]
     pub fn sum(&self) -> i64 {
         self.slots

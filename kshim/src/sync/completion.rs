@@ -32,6 +32,7 @@ const ALL: u32 = u32::MAX;
 /// # drop(t);
 /// # Ok::<(), kshim::error::Error>(())
 /// ```
+#[doc(alias = "completion")]
 #[derive(Debug)]
 pub struct Completion {
     done: AtomicU32,
@@ -46,6 +47,7 @@ impl Default for Completion {
 
 impl Completion {
     /// Nothing is done yet. Mirrors `init_completion`.
+    #[doc(alias = "init_completion")]
     #[cfg(not(loom))]
     #[must_use]
     pub const fn new() -> Self {
@@ -110,6 +112,7 @@ impl Completion {
     /// Whether a wait would end at once. Mirrors `completion_done`.
     ///
     /// Context: any thread, reactor-safe.
+    #[doc(alias = "completion_done")]
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.done.load(Ordering::Acquire) != 0
@@ -118,6 +121,7 @@ impl Completion {
     /// Nothing is done again; nobody may be waiting. Mirrors `reinit_completion`.
     ///
     /// Context: any thread, reactor-safe.
+    #[doc(alias = "reinit_completion")]
     pub fn reinit(&self) {
         self.done.store(0, Ordering::Relaxed);
     }
@@ -202,6 +206,7 @@ mod loom_tests {
     use loom::sync::Arc;
 
     use super::*;
+    use crate::sys::sync::explore;
 
     #[test]
     fn loom_two_completions_end_two_waits() {
@@ -218,9 +223,7 @@ mod loom_tests {
 
     #[test]
     fn loom_two_waiters_two_completers() {
-        let mut model = loom::model::Builder::new();
-        model.preemption_bound = Some(2);
-        model.check(|| {
+        explore(2, || {
             let c = Arc::new(Completion::new());
             let waiters: Vec<_> = (0..2)
                 .map(|_| {

@@ -15,6 +15,7 @@ use super::lock::{Guard, Lock, MutexBackend};
 /// *config.lock() = "new".into();
 /// assert_eq!(config.into_inner(), "new");
 /// ```
+#[doc(alias = "mutex")]
 pub type Mutex<T> = Lock<T, MutexBackend>;
 
 /// Guard of [`Mutex`].

@@ -18,6 +18,8 @@ use std::ops::{Deref, DerefMut};
 /// assert_eq!(names.read().len(), 2);
 /// ```
 #[derive(Default)]
+#[doc(alias = "rw_semaphore")]
+#[doc(alias = "rwlock_t")]
 pub struct RwSem<T: ?Sized>(parking_lot::RwLock<T>);
 
 impl<T> RwSem<T> {
@@ -35,6 +37,7 @@ impl<T> RwSem<T> {
 
 impl<T: ?Sized> RwSem<T> {
     /// `down_read`. Context: may sleep.
+    #[doc(alias = "down_read")]
     #[inline]
     pub fn read(&self) -> RwSemReadGuard<'_, T> {
         crate::might_sleep!();
@@ -42,6 +45,7 @@ impl<T: ?Sized> RwSem<T> {
     }
 
     /// `down_write`. Context: may sleep.
+    #[doc(alias = "down_write")]
     #[inline]
     pub fn write(&self) -> RwSemWriteGuard<'_, T> {
         crate::might_sleep!();
@@ -49,12 +53,14 @@ impl<T: ?Sized> RwSem<T> {
     }
 
     /// `down_read_trylock`. Context: any thread, reactor-safe.
+    #[doc(alias = "down_read_trylock")]
     #[inline]
     pub fn try_read(&self) -> Option<RwSemReadGuard<'_, T>> {
         self.0.try_read().map(RwSemReadGuard)
     }
 
     /// `down_write_trylock`. Context: any thread, reactor-safe.
+    #[doc(alias = "down_write_trylock")]
     #[inline]
     pub fn try_write(&self) -> Option<RwSemWriteGuard<'_, T>> {
         self.0.try_write().map(RwSemWriteGuard)

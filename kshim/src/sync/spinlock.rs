@@ -20,6 +20,7 @@ use crate::sys::thread::LOCAL;
 /// *COUNT.lock() += 1;
 /// assert_eq!(*COUNT.lock(), 1);
 /// ```
+#[doc(alias = "spinlock_t")]
 pub type SpinLock<T> = Lock<T, SpinLockBackend>;
 
 /// Guard of [`SpinLock::lock`].
@@ -30,6 +31,7 @@ impl<T: ?Sized> SpinLock<T> {
     /// inside it. Mirrors `spin_lock_irqsave`.
     ///
     /// Context: any thread, reactor-safe.
+    #[doc(alias = "spin_lock_irqsave")]
     #[inline]
     pub fn lock_irqsave(&self) -> IrqGuard<'_, T> {
         let inner = self.lock();

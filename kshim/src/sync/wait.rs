@@ -90,6 +90,7 @@ trait Sleeper {
 /// t.stop();
 /// # Ok::<(), kshim::error::Error>(())
 /// ```
+#[doc(alias = "wait_queue_head_t")]
 #[derive(Debug)]
 pub struct WaitQueue {
     /// Number of entries of both lists, written under the lock.
@@ -105,6 +106,7 @@ impl Default for WaitQueue {
 
 impl WaitQueue {
     /// Nobody sleeps. Mirrors `init_waitqueue_head`.
+    #[doc(alias = "init_waitqueue_head")]
     #[cfg(not(loom))]
     #[must_use]
     pub const fn new() -> Self {
@@ -186,6 +188,7 @@ impl WaitQueue {
     /// `waitqueue_active`.
     ///
     /// Context: any thread, reactor-safe.
+    #[doc(alias = "waitqueue_active")]
     #[inline]
     #[must_use]
     pub fn is_active(&self) -> bool {

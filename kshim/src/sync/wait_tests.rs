@@ -156,6 +156,7 @@ mod model {
     use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use crate::sync::WaitQueue;
+    use crate::sys::sync::explore;
 
     #[test]
     fn loom_wait_queue_loses_no_wake_up() {
@@ -173,9 +174,7 @@ mod model {
 
     #[test]
     fn loom_wait_queue_exclusive_wake_ups_reach_all() {
-        let mut model = loom::model::Builder::new();
-        model.preemption_bound = Some(2);
-        model.check(|| {
+        explore(2, || {
             let shared = Arc::new((AtomicUsize::new(0), WaitQueue::new()));
             let take = |n: &AtomicUsize| {
                 n.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
@@ -201,9 +200,7 @@ mod model {
     /// use up the wake-up for the second item, and must pass it on.
     #[test]
     fn loom_wait_queue_passes_on_what_it_does_not_need() {
-        let mut model = loom::model::Builder::new();
-        model.preemption_bound = Some(3);
-        model.check(|| {
+        explore(3, || {
             let shared = Arc::new((AtomicUsize::new(1), WaitQueue::new()));
             let waiters: Vec<_> = (0..2)
                 .map(|_| {

@@ -240,6 +240,15 @@ mod model {
     }
 }
 
+/// Explores `f`, with at most `preemptions` forced switches per execution unless `LOOM_MAX_PREEMPTIONS` says another
+/// number.
+#[cfg(all(test, loom))]
+pub(crate) fn explore(preemptions: usize, f: impl Fn() + Send + Sync + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound.get_or_insert(preemptions);
+    model.check(f);
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use std::time::Duration;

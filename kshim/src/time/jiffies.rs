@@ -29,6 +29,7 @@ pub struct Jiffies(pub u64);
 
 impl Jiffies {
     /// The current tick. Context: any thread, reactor-safe. Mirrors `jiffies`.
+    #[doc(alias = "jiffies")]
     #[must_use]
     pub fn now() -> Self {
         Self::at(Instant::now())
@@ -57,12 +58,14 @@ impl Jiffies {
     }
 
     /// `jiffies_to_msecs`.
+    #[doc(alias = "jiffies_to_msecs")]
     #[must_use]
     pub const fn to_msecs(self) -> u64 {
         self.0.saturating_mul(1000) / HZ
     }
 
     /// `time_after(self, other)`.
+    #[doc(alias = "time_after")]
     #[must_use]
     pub const fn after(self, other: Self) -> bool {
         // The upper half of the circle is the past.
@@ -70,18 +73,21 @@ impl Jiffies {
     }
 
     /// `time_after_eq(self, other)`.
+    #[doc(alias = "time_after_eq")]
     #[must_use]
     pub const fn after_eq(self, other: Self) -> bool {
         self.0.wrapping_sub(other.0) <= u64::MAX / 2
     }
 
     /// `time_before(self, other)`.
+    #[doc(alias = "time_before")]
     #[must_use]
     pub const fn before(self, other: Self) -> bool {
         other.after(self)
     }
 
     /// `time_before_eq(self, other)`.
+    #[doc(alias = "time_before_eq")]
     #[must_use]
     pub const fn before_eq(self, other: Self) -> bool {
         other.after_eq(self)

@@ -45,6 +45,7 @@ impl Instant {
     pub const MAX: Self = Self { ns: i64::MAX };
 
     /// The time now. Costs some 20 ns. Context: any thread, reactor-safe. Mirrors `ktime_get()`.
+    #[doc(alias = "ktime_get")]
     #[inline]
     #[must_use]
     pub fn now() -> Self {
@@ -61,6 +62,7 @@ impl Instant {
     }
 
     /// Nanoseconds since the clock's start. Mirrors `ktime_to_ns()`.
+    #[doc(alias = "ktime_to_ns")]
     #[must_use]
     pub const fn as_nanos(self) -> i64 {
         self.ns

@@ -170,12 +170,14 @@ fn fire(entry: Entry) {
 /// fired.wait_for_completion();
 /// assert!(!timer.timer_pending());
 /// ```
+#[doc(alias = "timer_list")]
 pub struct Timer {
     cb: Arc<Callback>,
 }
 
 impl Timer {
     /// A timer that is not armed. Mirrors `timer_setup`.
+    #[doc(alias = "timer_setup")]
     pub fn new(f: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
             cb: Arc::new(Callback {
@@ -221,15 +223,18 @@ impl Timer {
     /// When called by the timer's own callback, which would wait for itself.
     pub fn timer_delete_sync(&self) -> bool {
         crate::might_sleep!();
+        assert!(
+            !self.is_own_callback(),
+            "timer_delete_sync called by the timer's own callback"
+        );
+        self.delete_and_wait()
+    }
+
+    fn delete_and_wait(&self) -> bool {
         let mut held = STATE.lock();
         let mut was_armed = Self::remove(state(&mut held), self.cb.id);
         while state(&mut held).running == Some(self.cb.id) {
-            let st = state(&mut held);
-            assert!(
-                st.thread != thread::current_tid(),
-                "timer_delete_sync called by the timer's own callback"
-            );
-            st.waiters += 1;
+            state(&mut held).waiters += 1;
             ENDED.wait(&mut held);
             let st = state(&mut held);
             st.waiters -= 1;
@@ -264,7 +269,8 @@ impl Drop for Timer {
         if self.is_own_callback() {
             self.timer_delete();
         } else {
-            self.timer_delete_sync();
+            // No `might_sleep!`: callbacks are short, and an object may lose its timer anywhere.
+            self.delete_and_wait();
         }
     }
 }

@@ -80,9 +80,7 @@ impl Model {
 }
 
 fn check(f: impl Fn() + Sync + Send + 'static) {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
-    model.check(f);
+    crate::sys::sync::explore(3, f);
 }
 
 #[test]

@@ -80,18 +80,21 @@ mod system {
     /// # Panics
     ///
     /// When the host has no room for the first worker thread.
+    #[doc(alias = "system_wq")]
     pub fn system() -> &'static Queue {
         static QUEUE: OnceLock<Queue> = OnceLock::new();
         get(&QUEUE, "events", SYSTEM_MAX_ACTIVE, 0)
     }
 
     /// The queue for items that take long. Mirrors `system_long_wq`. Otherwise as [`system`].
+    #[doc(alias = "system_long_wq")]
     pub fn system_long() -> &'static Queue {
         static QUEUE: OnceLock<Queue> = OnceLock::new();
         get(&QUEUE, "events_long", SYSTEM_MAX_ACTIVE, 0)
     }
 
     /// The queue for urgent short items. Mirrors `system_highpri_wq`. Otherwise as [`system`].
+    #[doc(alias = "system_highpri_wq")]
     pub fn system_highpri() -> &'static Queue {
         static QUEUE: OnceLock<Queue> = OnceLock::new();
         get(&QUEUE, "events_highpri", SYSTEM_MAX_ACTIVE, HIGHPRI_NICE)
@@ -99,6 +102,7 @@ mod system {
 
     /// The queue for items that may block for as long as they like. Mirrors `system_unbound_wq`. Otherwise as
     /// [`system`].
+    #[doc(alias = "system_unbound_wq")]
     pub fn system_unbound() -> &'static Queue {
         static QUEUE: OnceLock<Queue> = OnceLock::new();
         get(&QUEUE, "events_unbound", UNBOUND_MAX_ACTIVE, 0)

@@ -246,6 +246,7 @@ impl Shared {
 /// queue.destroy();
 /// # Ok::<(), kshim::error::Error>(())
 /// ```
+#[doc(alias = "workqueue_struct")]
 pub struct Queue {
     shared: Arc<Shared>,
 }
@@ -254,6 +255,7 @@ impl Queue {
     /// A queue that runs up to `max_active` (1 to [`MAX_ACTIVE`]) items at the same time. Mirrors `alloc_workqueue`.
     ///
     /// Context: may sleep. Errors: `EAGAIN` when the host has no room for the first worker.
+    #[doc(alias = "alloc_workqueue")]
     pub fn alloc(name: &str, max_active: usize) -> Result<Self> {
         Self::alloc_nice(name, max_active, 0)
     }
@@ -261,6 +263,7 @@ impl Queue {
     /// A queue that runs its items one after the other, in the order of queueing. Mirrors `alloc_ordered_workqueue`.
     ///
     /// Context: may sleep. Errors: as [`alloc`](Self::alloc).
+    #[doc(alias = "alloc_ordered_workqueue")]
     pub fn alloc_ordered(name: &str) -> Result<Self> {
         Self::alloc(name, 1)
     }
@@ -268,6 +271,7 @@ impl Queue {
     /// Like [`alloc`](Self::alloc), with workers of another niceness. Mirrors `WQ_HIGHPRI`.
     ///
     /// Context: may sleep. Errors: as [`alloc`](Self::alloc).
+    #[doc(alias = "WQ_HIGHPRI")]
     pub fn alloc_nice(name: &str, max_active: usize, nice: i32) -> Result<Self> {
         let shared = Arc::new(Shared {
             name: name.to_owned(),
@@ -285,6 +289,7 @@ impl Queue {
     /// or the queue is being destroyed. Mirrors `queue_work`.
     ///
     /// Context: any thread, reactor-safe.
+    #[doc(alias = "queue_work")]
     pub fn enqueue<T: WorkItem>(&self, item: Arc<T>) -> Result<(), Arc<T>> {
         let dyn_item: Arc<dyn WorkItem> = Arc::clone(&item) as _;
         let put = |t| self.shared.push(t, dyn_item);
@@ -299,6 +304,7 @@ impl Queue {
     /// before the queue is destroyed; what is not, is dropped when its time comes. Mirrors `queue_delayed_work`.
     ///
     /// Context: any thread, reactor-safe.
+    #[doc(alias = "queue_delayed_work")]
     pub fn enqueue_delayed<T: WorkItem>(&self, item: Arc<T>, delay: Delta) -> Result<(), Arc<T>> {
         if delay <= Delta::ZERO {
             return self.enqueue(item);
@@ -315,6 +321,7 @@ impl Queue {
     /// pending; the item comes back when it is being cancelled or the queue destroyed. Mirrors `mod_delayed_work`.
     ///
     /// Context: any thread, reactor-safe.
+    #[doc(alias = "mod_delayed_work")]
     pub fn mod_delayed<T: WorkItem>(&self, item: Arc<T>, delay: Delta) -> Result<bool, Arc<T>> {
         let dyn_item: Arc<dyn WorkItem> = Arc::clone(&item) as _;
         let core = &item.work().core;
@@ -361,6 +368,7 @@ impl Queue {
     /// # Panics
     ///
     /// When called by an item of this queue, which would wait for itself.
+    #[doc(alias = "flush_workqueue")]
     pub fn flush(&self) {
         self.assert_not_own_worker("flush");
         let end = self.shared.lanes.lock().next_seq;
@@ -376,6 +384,7 @@ impl Queue {
     /// # Panics
     ///
     /// When called by an item of this queue, which would wait for itself.
+    #[doc(alias = "drain_workqueue")]
     pub fn drain(&self) {
         self.assert_not_own_worker("drain");
         self.shared.wait_until(|lanes| lanes.outstanding.is_empty());
@@ -384,6 +393,7 @@ impl Queue {
     /// Drains the queue and ends its workers. Mirrors `destroy_workqueue`.
     ///
     /// Context: may sleep.
+    #[doc(alias = "destroy_workqueue")]
     pub fn destroy(self) {
         // The destructor does it.
     }

@@ -63,6 +63,8 @@ pub trait WorkItem: Send + Sync + 'static {
 }
 
 /// The part of a [`WorkItem`] that work queues need. Mirrors `struct work_struct` and `struct delayed_work`.
+#[doc(alias = "work_struct")]
+#[doc(alias = "delayed_work")]
 pub struct Work {
     pub(super) core: Core<Place>,
 }
@@ -73,6 +75,7 @@ pub type DelayedWork = Work;
 
 impl Work {
     /// An idle work. Mirrors `INIT_WORK`.
+    #[doc(alias = "INIT_WORK")]
     #[must_use]
     pub const fn new() -> Self {
         Self { core: Core::new() }
@@ -81,6 +84,7 @@ impl Work {
     /// Whether the item waits under a timer or on a queue. Mirrors `work_pending`.
     ///
     /// Context: any thread, reactor-safe.
+    #[doc(alias = "work_pending")]
     #[must_use]
     pub fn pending(&self) -> bool {
         self.core.is_pending()
@@ -89,6 +93,7 @@ impl Work {
     /// Whether the item is pending or runs. Mirrors `work_busy`.
     ///
     /// Context: any thread, reactor-safe.
+    #[doc(alias = "work_busy")]
     #[must_use]
     pub fn busy(&self) -> bool {
         self.core.is_pending() || self.core.is_running()
@@ -98,6 +103,8 @@ impl Work {
     /// in proportion to the length of the queue. Mirrors `cancel_work`, `cancel_delayed_work`.
     ///
     /// Context: any thread, reactor-safe.
+    #[doc(alias = "cancel_work")]
+    #[doc(alias = "cancel_delayed_work")]
     pub fn cancel(&self) -> bool {
         self.core.cancel(Place::take)
     }
@@ -110,6 +117,8 @@ impl Work {
     /// # Panics
     ///
     /// When called by the item's own run, which would wait for itself.
+    #[doc(alias = "cancel_work_sync")]
+    #[doc(alias = "cancel_delayed_work_sync")]
     pub fn cancel_sync(&self) -> bool {
         crate::might_sleep!();
         self.assert_not_own_run("cancel_sync");
@@ -124,6 +133,7 @@ impl Work {
     /// # Panics
     ///
     /// When called by the item's own run, which would wait for itself.
+    #[doc(alias = "flush_work")]
     pub fn flush(&self) -> bool {
         crate::might_sleep!();
         self.assert_not_own_run("flush");
@@ -137,6 +147,7 @@ impl Work {
     /// # Panics
     ///
     /// When called by the item's own run, which would wait for itself.
+    #[doc(alias = "flush_delayed_work")]
     pub fn flush_delayed(&self) -> bool {
         crate::might_sleep!();
         self.assert_not_own_run("flush_delayed");

@@ -33,6 +33,7 @@ use crate::time::Delta;
 /// assert!(commands.tryget_live());
 /// # commands.put();
 /// ```
+#[doc(alias = "percpu_ref")]
 pub struct PercpuRef {
     inner: Arc<Inner>,
 }
@@ -52,6 +53,7 @@ struct Inner {
 impl PercpuRef {
     /// A live count with one reference. `release` runs each time the count reaches zero, on the thread that put the
     /// last reference, inside that `put`; so it must not sleep. Mirrors `percpu_ref_init`.
+    #[doc(alias = "percpu_ref_init")]
     pub fn new(release: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -68,6 +70,7 @@ impl PercpuRef {
     /// Takes a reference; the caller knows that the count is not zero.
     ///
     /// Context: any thread, reactor-safe. Mirrors `percpu_ref_get`.
+    #[doc(alias = "percpu_ref_get")]
     #[inline]
     pub fn get(&self) {
         self.get_many(1);
@@ -76,6 +79,7 @@ impl PercpuRef {
     /// Takes `n` references; the caller knows that the count is not zero.
     ///
     /// Context: any thread, reactor-safe. Mirrors `percpu_ref_get_many`.
+    #[doc(alias = "percpu_ref_get_many")]
     #[inline]
     pub fn get_many(&self, n: u32) {
         let _section = rcu::read_lock();
@@ -86,6 +90,7 @@ impl PercpuRef {
     /// Takes a reference unless the count is zero.
     ///
     /// Context: any thread, reactor-safe. Mirrors `percpu_ref_tryget`.
+    #[doc(alias = "percpu_ref_tryget")]
     #[inline]
     #[must_use]
     pub fn tryget(&self) -> bool {
@@ -97,6 +102,7 @@ impl PercpuRef {
     /// Takes a reference unless the count was killed. Once a kill is confirmed this fails on every thread.
     ///
     /// Context: any thread, reactor-safe. Mirrors `percpu_ref_tryget_live`.
+    #[doc(alias = "percpu_ref_tryget_live")]
     #[inline]
     #[must_use]
     pub fn tryget_live(&self) -> bool {
@@ -108,6 +114,7 @@ impl PercpuRef {
     /// Drops a reference; the last one runs the release function.
     ///
     /// Context: any thread, reactor-safe. Mirrors `percpu_ref_put`.
+    #[doc(alias = "percpu_ref_put")]
     #[inline]
     pub fn put(&self) {
         self.put_many(1);
@@ -116,6 +123,7 @@ impl PercpuRef {
     /// Drops `n` references.
     ///
     /// Context: any thread, reactor-safe. Mirrors `percpu_ref_put_many`.
+    #[doc(alias = "percpu_ref_put_many")]
     #[inline]
     pub fn put_many(&self, n: u32) {
         let inner = &*self.inner;
@@ -131,6 +139,7 @@ impl PercpuRef {
     /// Makes `tryget_live` fail from now on and drops the initial reference. Mirrors `percpu_ref_kill`.
     ///
     /// Context: as [`kill_and_confirm`](Self::kill_and_confirm).
+    #[doc(alias = "percpu_ref_kill")]
     pub fn kill(&self) {
         self.kill_and_confirm(|| ());
     }
@@ -142,6 +151,7 @@ impl PercpuRef {
     ///
     /// Context: any thread, reactor-safe; may sleep only when a kill before has not been confirmed yet. Mirrors
     /// `percpu_ref_kill_and_confirm`.
+    #[doc(alias = "percpu_ref_kill_and_confirm")]
     pub fn kill_and_confirm(&self, confirm: impl FnOnce() + Send + 'static) {
         let mut switching = self.inner.switch_lock();
         if crate::warn_on!(!self.inner.core.is_live()) {
@@ -167,6 +177,7 @@ impl PercpuRef {
     ///
     /// Context: may sleep, until the kill is confirmed and a release function that has begun is done. Mirrors
     /// `percpu_ref_resurrect`.
+    #[doc(alias = "percpu_ref_resurrect")]
     pub fn resurrect(&self) {
         crate::might_sleep!();
         let switching = self.inner.switch_lock();
@@ -184,6 +195,7 @@ impl PercpuRef {
     /// Makes a killed count that has reached zero live again. Mirrors `percpu_ref_reinit`.
     ///
     /// Context: may sleep, until the kill is confirmed.
+    #[doc(alias = "percpu_ref_reinit")]
     pub fn reinit(&self) {
         crate::warn_on!(!self.is_zero());
         self.resurrect();
@@ -192,6 +204,7 @@ impl PercpuRef {
     /// Whether it was killed and not resurrected. Mirrors `percpu_ref_is_dying`.
     ///
     /// Context: any thread, reactor-safe.
+    #[doc(alias = "percpu_ref_is_dying")]
     #[must_use]
     pub fn is_dying(&self) -> bool {
         !self.inner.core.is_live()
@@ -200,6 +213,7 @@ impl PercpuRef {
     /// Whether it was killed and no reference is left. Mirrors `percpu_ref_is_zero`.
     ///
     /// Context: any thread, reactor-safe.
+    #[doc(alias = "percpu_ref_is_zero")]
     #[must_use]
     pub fn is_zero(&self) -> bool {
         self.inner.core.is_zero()

@@ -4,6 +4,7 @@ use loom::thread;
 
 use super::*;
 use crate::sync::rcu::Domain;
+use crate::sys::sync::explore;
 
 /// What [`PercpuRef`](super::super::PercpuRef) adds to the core: read sections, and the switch after a grace period.
 struct Model {
@@ -96,9 +97,7 @@ fn loom_percpu_ref_releases_once_after_the_last_user() {
 
 #[test]
 fn loom_percpu_ref_get_here_put_there() {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
-    model.check(|| {
+    explore(3, || {
         let m = Model::new();
         assert!(m.tryget_live(0));
         let user = Arc::clone(&m);
@@ -115,9 +114,7 @@ fn loom_percpu_ref_get_here_put_there() {
 
 #[test]
 fn loom_percpu_ref_dead_for_all_after_the_grace_period() {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
-    model.check(|| {
+    explore(3, || {
         let m = Model::new();
         let confirmed = Arc::new(AtomicUsize::new(0));
         let (user, seen) = (Arc::clone(&m), Arc::clone(&confirmed));
@@ -139,9 +136,7 @@ fn loom_percpu_ref_dead_for_all_after_the_grace_period() {
 
 #[test]
 fn loom_percpu_ref_resurrected_counts_again() {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(2);
-    model.check(|| {
+    explore(2, || {
         let m = Model::new();
         assert!(m.tryget_live(0));
         let user = Arc::clone(&m);
@@ -170,9 +165,7 @@ fn loom_percpu_ref_resurrected_counts_again() {
 
 #[test]
 fn loom_percpu_ref_thread_without_a_slot() {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
-    model.check(|| {
+    explore(3, || {
         let m = Model::new();
         let user = Arc::clone(&m);
         let t = thread::spawn(move || {

@@ -64,6 +64,7 @@ pub fn call_rcu(f: Box<dyn FnOnce() + Send>) {
 /// # Panics
 ///
 /// When called inside a read section or by a callback, which would wait for itself.
+#[doc(alias = "rcu_barrier")]
 pub fn barrier() {
     crate::might_sleep!();
     assert!(

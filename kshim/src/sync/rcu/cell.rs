@@ -45,6 +45,7 @@ impl<T: Send + Sync + 'static> Rcu<T> {
     /// The current value. It stays as it is while the guard lives, whatever happens to this object.
     ///
     /// Context: any thread, reactor-safe. Mirrors `rcu_dereference`.
+    #[doc(alias = "rcu_dereference")]
     #[inline]
     pub fn read<'g>(&self, _guard: &'g Guard) -> &'g T {
         let ptr = self.ptr.load(Ordering::Acquire);
@@ -57,6 +58,8 @@ impl<T: Send + Sync + 'static> Rcu<T> {
     /// Publishes a new value. The old one is dropped after a grace period, on the thread of `call_rcu`.
     ///
     /// Context: any thread, reactor-safe, also inside a read section. Mirrors `rcu_replace_pointer` with `kfree_rcu`.
+    #[doc(alias = "rcu_replace_pointer")]
+    #[doc(alias = "kfree_rcu")]
     pub fn replace(&self, value: T) {
         self.swap(value).drop_later();
     }

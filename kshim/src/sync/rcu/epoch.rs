@@ -167,6 +167,7 @@ mod loom_tests {
     use loom::thread;
 
     use super::*;
+    use crate::sys::sync::explore;
 
     /// Two versions; the writer overwrites the old one after the grace period. loom reports a reader that is
     /// still in it.
@@ -222,9 +223,7 @@ mod loom_tests {
 
     #[test]
     fn loom_rcu_waits_for_shared_readers() {
-        let mut model = loom::model::Builder::new();
-        model.preemption_bound = Some(2);
-        model.check(|| {
+        explore(2, || {
             let p = Published::new();
             let readers: Vec<_> = (0..2)
                 .map(|_| {

@@ -34,6 +34,7 @@ pub struct Guard {
 /// allowed but holds up all grace periods.
 ///
 /// Context: any thread, reactor-safe. Mirrors `rcu_read_lock`.
+#[doc(alias = "rcu_read_lock")]
 #[inline]
 pub fn read_lock() -> Guard {
     LOCAL.with(|l| {
@@ -104,6 +105,7 @@ fn wake_writers() {
 /// Whether the calling thread is inside a read section; for assertions.
 ///
 /// Context: any thread, reactor-safe. Mirrors `rcu_read_lock_held`.
+#[doc(alias = "rcu_read_lock_held")]
 #[must_use]
 pub fn read_lock_held() -> bool {
     LOCAL.with(|l| l.rcu_depth.get() != 0)
