@@ -1,4 +1,8 @@
 //! An idle shim sleeps: none of its service threads, workers and kthreads wakes up without a reason.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the test looks at the process from outside"
+)]
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -123,11 +123,12 @@ impl Shared {
         if lanes.idle != 0 {
             self.ready.notify_one();
         }
-        if lanes.list.len() > lanes.idle && lanes.workers.len() < self.max_active {
-            if let Err(e) = self.add_worker(lanes) {
-                // There is at least one worker, from the start on: the entry is only later.
-                crate::pr_warn_ratelimited!("workqueue {}: no further worker: {e}", self.name);
-            }
+        if lanes.list.len() > lanes.idle
+            && lanes.workers.len() < self.max_active
+            && let Err(e) = self.add_worker(lanes)
+        {
+            // There is at least one worker, from the start on: the entry is only later.
+            crate::pr_warn_ratelimited!("workqueue {}: no further worker: {e}", self.name);
         }
     }
 

@@ -129,7 +129,7 @@ fn suspend_under_load() {
                 if r.tryget_live() {
                     inside.fetch_add(1, Ordering::Relaxed);
                     n = n.wrapping_add(1);
-                    if !(n % 3 == 0 && tx.try_send(()).is_ok()) {
+                    if !(n.is_multiple_of(3) && tx.try_send(()).is_ok()) {
                         inside.fetch_sub(1, Ordering::Relaxed);
                         r.put();
                     }
