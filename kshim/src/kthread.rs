@@ -313,29 +313,29 @@ impl<T> WorkerQueue<T> {
         }
     }
 
-    /// Adds an item at the end and wakes a worker.
+    /// Adds an item at the end and wakes a worker. Returns whether one slept and was woken.
     ///
     /// Context: any thread, reactor-safe.
-    pub fn push(&self, item: T) {
-        self.add(|items| items.push_back(item));
+    pub fn push(&self, item: T) -> bool {
+        self.add(|items| items.push_back(item))
     }
 
-    /// Adds an item at the front and wakes a worker.
+    /// Adds an item at the front and wakes a worker. Returns whether one slept and was woken.
     ///
     /// Context: any thread, reactor-safe.
-    pub fn push_head(&self, item: T) {
-        self.add(|items| items.push_front(item));
+    pub fn push_head(&self, item: T) -> bool {
+        self.add(|items| items.push_front(item))
     }
 
-    fn add(&self, f: impl FnOnce(&mut VecDeque<T>)) {
+    fn add(&self, f: impl FnOnce(&mut VecDeque<T>)) -> bool {
         let worker = {
             let mut inner = self.inner.lock();
             f(&mut inner.items);
             inner.parked.pop()
         };
-        if let Some(worker) = worker {
-            worker.unpark();
-        }
+        let Some(worker) = worker else { return false };
+        worker.unpark();
+        true
     }
 
     /// Adds many items at the end and wakes as many workers.
@@ -359,13 +359,26 @@ impl<T> WorkerQueue<T> {
     ///
     /// Context: may sleep.
     pub fn wait_next(&self, stop: &Stop) -> Option<T> {
+        self.wait_until(stop, None)
+    }
+
+    /// Like [`wait_next`](Self::wait_next), but `None` also when nothing came for that time.
+    ///
+    /// Context: may sleep.
+    pub fn wait_next_timeout(&self, stop: &Stop, timeout: Delta) -> Option<T> {
+        self.wait_until(stop, Some(Instant::now() + timeout))
+    }
+
+    fn wait_until(&self, stop: &Stop, end: Option<Instant>) -> Option<T> {
         crate::might_sleep!();
         let mut parker = None;
         loop {
+            let left = end.map(|end| end - Instant::now());
+            let over = left.is_some_and(|left| left <= Delta::ZERO);
             {
                 let mut inner = self.inner.lock();
                 let item = inner.items.pop_front();
-                if item.is_some() || stop.should_stop() {
+                if item.is_some() || over || stop.should_stop() {
                     return item;
                 }
                 inner
@@ -373,7 +386,10 @@ impl<T> WorkerQueue<T> {
                     .push(Arc::clone(parker.get_or_insert_with(current_parker)));
             }
             let Some(parker) = &parker else { continue };
-            parker.park();
+            match left {
+                Some(left) => parker.park_timeout(left.to_duration()),
+                None => parker.park(),
+            };
             // Woken by a stop or for no reason, the entry is still there and would waste somebody's wake-up.
             let mut inner = self.inner.lock();
             if let Some(at) = inner.parked.iter().rposition(|p| Arc::ptr_eq(p, parker)) {
