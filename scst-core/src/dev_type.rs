@@ -2,7 +2,7 @@
 //!
 //! C source: `struct scst_dev_type` of `scst/include/scst.h`
 
-use crate::cmd::{Cmd, ExecRes};
+use crate::cmd::{Cmd, ExecRes, ThreadsPoolType};
 use crate::device::Device;
 use crate::mgmt::MgmtCmd;
 use crate::tgt_dev::TgtDev;
@@ -40,9 +40,15 @@ pub trait DevHandler: Send + Sync + 'static {
     /// log2 of the logical block size, as the CDB decoder needs it to know lengths.
     fn block_shift(&self) -> u8;
 
-    /// Threads of the device's own pool: negative for none (exec never sleeps), 0 for the global pool.
+    /// Threads of the device's own pool: negative for none (exec never sleeps; should it have to after all, the global
+    /// pool helps), 0 for the global pool.
     fn threads_num(&self) -> i32 {
         0
+    }
+
+    /// Whether the device has one pool, or each of its nexuses.
+    fn threads_pool_type(&self) -> ThreadsPoolType {
+        ThreadsPoolType::default()
     }
 
     /// Called when the device has been registered; keeps what it needs of the core's device object.
@@ -79,7 +85,7 @@ pub trait DevHandler: Send + Sync + 'static {
     /// Last look at an executed command. Context: reactor.
     fn dev_done(&self, _cmd: &mut Cmd) {}
 
-    /// The command goes away. Context: reactor.
+    /// A command with [`Cmd::dh_priv`] goes away. Context: reactor.
     fn on_free_cmd(&self, _cmd: &mut Cmd) {}
 
     /// Task management concerns this device; commands are already marked. Context: may sleep.

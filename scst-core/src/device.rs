@@ -3,15 +3,16 @@
 //! C source: `struct scst_device` of `scst/include/scst.h`, `scst_alloc_device` of `scst/src/scst_lib.c`
 
 use crate::blocking::DevBlock;
-use crate::cmd::{Cmd, CmdThreads};
+use crate::cmd::{Cmd, CmdThreads, ThreadsPoolType};
 use crate::consts::DEF_MAX_TGT_DEV_COMMANDS;
 use crate::dev_type::DevHandler;
 use crate::order::OrderData;
 use crate::sense::Sense;
+use crate::session::Session;
 use crate::sgv::MemLim;
 use crate::tgt_dev::TgtDev;
 use kshim::sync::SpinLock;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 /// Bits of the Control mode page (SPC-4 7.5.8) that steer the core. The handler owns changing them.
@@ -51,6 +52,52 @@ impl Default for ControlMode {
     }
 }
 
+/// Whose threads execute the commands of a device that sleep: `threads_num` and `threads_pool_type`.
+#[derive(Debug)]
+pub(crate) enum DevPool {
+    /// The global ones: `threads_num` 0, or negative (where nothing should sleep).
+    Global(Arc<CmdThreads>),
+    /// The device's own.
+    Shared(Arc<CmdThreads>),
+    /// Each nexus has its own, of that many.
+    PerNexus(usize, Arc<CmdThreads>),
+}
+
+impl DevPool {
+    pub(crate) fn new(handler: &dyn DevHandler, name: &str, global: &Arc<CmdThreads>) -> Self {
+        let n = usize::try_from(handler.threads_num()).unwrap_or(0);
+        match handler.threads_pool_type() {
+            _ if n == 0 => Self::Global(Arc::clone(global)),
+            ThreadsPoolType::Shared => Self::Shared(CmdThreads::new(name, n, global)),
+            ThreadsPoolType::PerInitiator => Self::PerNexus(n, Arc::clone(global)),
+        }
+    }
+
+    /// The pool of a new nexus of the device `name`.
+    #[doc(alias = "scst_tgt_dev_setup_threads")]
+    pub(crate) fn for_nexus(&self, name: &str) -> Arc<CmdThreads> {
+        match self {
+            Self::Global(t) | Self::Shared(t) => Arc::clone(t),
+            Self::PerNexus(n, global) => CmdThreads::new(name, *n, global),
+        }
+    }
+
+    /// The nexus goes: its own threads end. Context: may sleep.
+    #[doc(alias = "scst_tgt_dev_stop_threads")]
+    pub(crate) fn free_nexus(&self, threads: &CmdThreads) {
+        if matches!(self, Self::PerNexus(..)) {
+            threads.stop();
+        }
+    }
+
+    /// The device goes: its own threads end. Context: may sleep.
+    pub(crate) fn stop(&self) {
+        if let Self::Shared(t) = self {
+            t.stop();
+        }
+    }
+}
+
 /// A logical unit: what all nexuses share.
 #[doc(alias = "scst_device")]
 pub struct Device {
@@ -66,7 +113,12 @@ pub struct Device {
     pub(crate) block: DevBlock<Box<Cmd>>,
     #[doc(alias = "dev_tgt_dev_list")]
     pub(crate) tgt_devs: SpinLock<Vec<Weak<TgtDev>>>,
-    pub(crate) threads: Arc<CmdThreads>,
+    /// Who executes what sleeps.
+    pub(crate) pool: DevPool,
+    /// [`Session::id`] of the holder of the SPC-2 reservation, or 0.
+    reserved_by: AtomicU64,
+    /// Set, under the configuration lock, when the device leaves the configuration.
+    pub(crate) unregistered: AtomicBool,
     /// How much memory commands for this device may have (`scst_max_dev_cmd_mem`).
     #[doc(alias = "dev_mem_lim")]
     pub(crate) mem_lim: Arc<MemLim>,
@@ -84,7 +136,7 @@ impl Device {
     pub(crate) fn new(
         name: &str,
         handler: Arc<dyn DevHandler>,
-        threads: Arc<CmdThreads>,
+        pool: DevPool,
         mem_lim: Arc<MemLim>,
     ) -> Self {
         Self {
@@ -95,7 +147,9 @@ impl Device {
             order: Arc::new(OrderData::new()),
             block: DevBlock::new(),
             tgt_devs: SpinLock::new(Vec::new()),
-            threads,
+            pool,
+            reserved_by: AtomicU64::new(0),
+            unregistered: AtomicBool::new(false),
             mem_lim,
         }
     }
@@ -134,6 +188,42 @@ impl Device {
     #[doc(alias = "scst_capacity_data_changed")]
     pub fn capacity_data_changed(&self) {
         self.check_set_ua(crate::sense::CAPACITY_DATA_CHANGED, None);
+    }
+
+    /// Whether a session other than this one holds a reservation of the logical unit.
+    #[doc(alias = "scst_is_not_reservation_holder")]
+    #[inline]
+    pub(crate) fn is_reserved_by_other(&self, sess: &Session) -> bool {
+        let holder = self.reserved_by.load(Ordering::Acquire);
+        holder != 0 && holder != sess.id
+    }
+
+    /// Reserves the logical unit for a session. Answers `false` if another one holds it. Context: any.
+    #[doc(alias = "scst_reserve_dev")]
+    pub(crate) fn reserve(&self, sess: &Session) -> bool {
+        let (relaxed, acq_rel) = (Ordering::Relaxed, Ordering::AcqRel);
+        match self
+            .reserved_by
+            .compare_exchange(0, sess.id, acq_rel, relaxed)
+        {
+            Ok(_) => true,
+            Err(holder) => holder == sess.id,
+        }
+    }
+
+    /// Ends the reservation if this session holds it. Context: any.
+    #[doc(alias = "scst_clear_reservation")]
+    pub(crate) fn release(&self, sess: &Session) {
+        let (relaxed, release) = (Ordering::Relaxed, Ordering::Release);
+        let _ = self
+            .reserved_by
+            .compare_exchange(sess.id, 0, release, relaxed);
+    }
+
+    /// What a logical unit reset does to the device's own state: the reservation ends, and SWP.
+    pub(crate) fn reset(&self) {
+        self.reserved_by.store(0, Ordering::Release);
+        self.control.swp.store(false, Ordering::Relaxed);
     }
 
     /// Whether the logical unit is write protected for everybody by software (SWP).

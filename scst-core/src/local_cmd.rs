@@ -3,14 +3,17 @@
 //! C source: `scst/src/scst_local_cmd.c`, `scst_report_luns_local` and `scst_request_sense_local` of
 //! `scst/src/scst_targ.c`
 
+use crate::cdb::opcodes as op;
 use crate::cmd::Cmd;
+use crate::consts::SamStatus;
 use crate::lun::{AddrMethod, Lun, report_luns as lun_list_data};
 use crate::sense::{self, SenseExtra};
 use crate::session::Session;
 
-const REQUEST_SENSE: u8 = 0x03;
-const INQUIRY: u8 = 0x12;
-const REPORT_LUNS: u8 = 0xa0;
+use op::{INQUIRY, REPORT_LUNS, REQUEST_SENSE};
+
+/// 3RDPTY bit in byte 2 of RESERVE(10) (SPC-2 7.21).
+const THIRD_PARTY: u8 = 4;
 /// Smallest allocation length of REPORT LUNS (SPC-4 6.33).
 const REPORT_LUNS_MIN_ALLOC: u32 = 16;
 /// Longest REPORT LUNS data: header and all LUNs there can be.
@@ -22,6 +25,8 @@ pub(crate) fn exec(cmd: &mut Cmd) -> bool {
     match cmd.cdb_byte(0) {
         REPORT_LUNS => report_luns(cmd),
         REQUEST_SENSE => return request_sense(cmd),
+        op::RESERVE_6 | op::RESERVE_10 => reserve(cmd),
+        op::RELEASE_6 | op::RELEASE_10 => release(cmd),
         _ => return false,
     }
     true
@@ -105,6 +110,27 @@ fn report_luns(cmd: &mut Cmd) {
     // The list is what REPORTED LUNS DATA HAS CHANGED announced, so the attention is no longer due (SPC-4 6.33).
     for t in cmd.session().tgt_devs() {
         t.ua.remove(sense::REPORTED_LUNS_DATA_CHANGED);
+    }
+}
+
+/// RESERVE (SPC-2 7.21): the whole logical unit, for the session.
+#[doc(alias = "scst_reserve_local")]
+fn reserve(cmd: &mut Cmd) {
+    if cmd.cdb_byte(0) == op::RESERVE_10 && cmd.cdb_byte(2) & (1 << THIRD_PARTY) != 0 {
+        cmd.set_invalid_field_in_cdb(2, Some(THIRD_PARTY));
+        return;
+    }
+    let reserved = cmd.device().is_some_and(|d| d.reserve(cmd.session()));
+    if !reserved {
+        cmd.set_status(SamStatus::ReservationConflict);
+    }
+}
+
+/// RELEASE (SPC-2 7.18). That another session holds the reservation is no error.
+#[doc(alias = "scst_release_local")]
+fn release(cmd: &mut Cmd) {
+    if let Some(dev) = cmd.device() {
+        dev.release(cmd.session());
     }
 }
 

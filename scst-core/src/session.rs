@@ -4,7 +4,7 @@
 
 use crate::acg::AcgId;
 use crate::cmd::{Cmd, CmdHome, CmdShared, HomeId};
-use crate::core::Core;
+use crate::core::{Core, InitWait};
 use crate::sense::Sense;
 use crate::stats::IoStats;
 use crate::tgt::Tgt;
@@ -13,7 +13,7 @@ use crate::ua::UaScope;
 use kshim::sync::SpinLock;
 use kshim::sync::rcu::{self, Rcu};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The LUN map of a session, read without a lock: LUNs below [`LunTable::DIRECT`] by index, others by search.
 #[doc(alias = "sess_tgt_dev_list")]
@@ -60,6 +60,8 @@ impl LunTable {
     }
 }
 
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
 /// An I_T nexus.
 #[doc(alias = "scst_session")]
 pub struct Session {
@@ -73,11 +75,14 @@ pub struct Session {
     /// The shared halves of all commands ever made for the session and not yet dropped.
     #[doc(alias = "sess_cmd_list")]
     pub(crate) cmds: SpinLock<Vec<Arc<CmdShared>>>,
+    /// Commands that came while activity was suspended.
+    pub(crate) init_wait: InitWait,
+    /// Names the session as the holder of a reservation; never 0.
+    pub(crate) id: u64,
     /// I/O statistics.
     pub stats: IoStats,
     /// Serialises delivery of unit attentions that all LUNs share.
     ua_scope: UaScope,
-    pub(crate) unregistering: AtomicBool,
     /// The transport's own name of the session.
     pub tgt_priv: u64,
 }
@@ -108,9 +113,10 @@ impl Session {
             home,
             luns: Rcu::new(LunTable::default()),
             cmds: SpinLock::new(Vec::new()),
+            init_wait: InitWait::default(),
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             stats: IoStats::new(),
             ua_scope: UaScope::new(),
-            unregistering: AtomicBool::new(false),
             tgt_priv,
         }
     }

@@ -41,13 +41,8 @@ impl std::fmt::Debug for TgtDev {
 }
 
 impl TgtDev {
-    pub(crate) fn new(
-        lun: u64,
-        dev: Arc<Device>,
-        sess: Weak<Session>,
-        threads: Arc<CmdThreads>,
-        rd_only: bool,
-    ) -> Self {
+    pub(crate) fn new(lun: u64, dev: Arc<Device>, sess: Weak<Session>, rd_only: bool) -> Self {
+        let threads = dev.pool.for_nexus(dev.name());
         let order = if dev.control.tst.load(Ordering::Relaxed) == 0 {
             Arc::clone(&dev.order)
         } else {

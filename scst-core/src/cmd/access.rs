@@ -88,7 +88,7 @@ impl Cmd {
     #[doc(alias = "scst_cmd_set_tgt_sn")]
     #[inline]
     pub fn set_tgt_sn(&mut self, sn: u32) {
-        self.shared.tgt_sn.store(u64::from(sn), Ordering::Relaxed);
+        self.shared.tgt_sn.store(u64::from(sn), Ordering::Release);
     }
 
     /// The task attribute.

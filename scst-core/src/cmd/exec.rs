@@ -7,7 +7,7 @@ use super::shared::{ABORTED, ABORTED_OTHER, DEVICE_TAS, SENT_FOR_EXEC};
 use super::{Cmd, CmdState, ExecCx, ExecRes, Next};
 use crate::blocking::{Class, Enter, Place};
 use crate::cdb::CdbFlags;
-use crate::consts::QueueType;
+use crate::consts::{QueueType, SamStatus};
 use crate::dev_type::ExecContext;
 use crate::local_cmd;
 use crate::order::CheckSn;
@@ -85,12 +85,19 @@ impl Cmd {
         let flags = self.shared.set(SENT_FOR_EXEC);
         self.marks.executed = true;
         if flags & ABORTED != 0 {
-            return self.after_exec(cx);
+            return self.not_executed();
         }
         if self.check_local_events(&tgt_dev) {
             return self.after_exec(cx);
         }
         self.state = CmdState::LocalExec;
+        Next::Same(self)
+    }
+
+    /// Ends the execution stage of a command that was aborted in time: it has no result, and no side effects.
+    #[cold]
+    fn not_executed(mut self: Box<Self>) -> Next {
+        self.state = CmdState::DevDone;
         Next::Same(self)
     }
 
@@ -111,6 +118,12 @@ impl Cmd {
     #[inline]
     fn check_local_events(&mut self, tgt_dev: &crate::tgt_dev::TgtDev) -> bool {
         let flags = self.op_flags();
+        if tgt_dev.dev.is_reserved_by_other(&self.sess)
+            && !flags.contains(CdbFlags::REG_RESERVE_ALLOWED)
+        {
+            self.set_status(SamStatus::ReservationConflict);
+            return true;
+        }
         if tgt_dev.ua.has_pending()
             && !flags.contains(CdbFlags::SKIP_UA)
             && let Some(ua) = self.sess.take_ua(tgt_dev)
@@ -137,6 +150,7 @@ impl Cmd {
     #[inline]
     pub(super) fn local_exec(mut self: Box<Self>, cx: &mut ExecCx<'_>) -> Next {
         if self.op_flags().contains(CdbFlags::LOCAL_CMD) && local_cmd::exec(&mut self) {
+            self.completed = true;
             return self.after_exec(cx);
         }
         self.state = CmdState::RealExec;
@@ -151,6 +165,11 @@ impl Cmd {
             return Next::Same(self);
         };
         let context = if cx.may_sleep() {
+            if self.is_aborted() {
+                // While it waited for the thread.
+                self.state = CmdState::DevDone;
+                return self.go_home();
+            }
             ExecContext::Thread
         } else {
             ExecContext::Atomic
@@ -214,12 +233,5 @@ impl ExecCx<'_> {
         } else {
             let _ = cmd.go_home();
         }
-    }
-}
-
-impl crate::device::Device {
-    /// What a logical unit reset does to the device's own state.
-    pub(crate) fn reset(&self) {
-        self.control.swp.store(false, Ordering::Relaxed);
     }
 }

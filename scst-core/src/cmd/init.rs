@@ -2,7 +2,7 @@
 //!
 //! C source: `scst_rx_cmd`, `scst_cmd_init_done`, `__scst_init_cmd`, `scst_translate_lun` of `scst/src/scst_targ.c`
 
-use super::shared::{ABORTED, CmdShared};
+use super::shared::CmdShared;
 use super::{CdbBuf, Cmd, CmdMarks, CmdState, ExecCx, Next, SgvHeld};
 use crate::blocking::BlockTicket;
 use crate::cdb::{self, CdbError, CdbFlags, CdbInfo};
@@ -83,23 +83,21 @@ impl Cmd {
         self.status = SamStatus::Good;
         self.completed = false;
         self.marks = CmdMarks::default();
-        let lun = Lun::unpack(&lun_bytes).map(Lun::get);
-        self.lun = lun.unwrap_or(NO_SUCH_LUN);
-        self.shared.begin(self.generation, self.lun);
-        if lun.is_none() {
-            local_cmd::lun_not_supported(self);
-        }
+        debug_assert!(self.ticket.is_settled() && !self.block_ticket.is_on_device());
+        self.ticket = OrderTicket::default();
+        self.block_ticket = BlockTicket::default();
+        self.lun = Lun::unpack(&lun_bytes).map_or(NO_SUCH_LUN, Lun::get);
+        self.shared.begin(self.lun);
     }
 
-    /// The transport's part of the command is set: process it. Context: the session's home.
+    /// The transport's part of the command is set: process it. From now on task management finds it. Context: the
+    /// session's home.
     #[doc(alias = "scst_cmd_init_done")]
     #[inline]
     pub fn init_done(mut self: Box<Self>, cx: &mut ExecCx<'_>) {
-        if self.completed {
-            self.set_abnormal_done_state();
-        } else {
-            self.state = CmdState::Init;
-        }
+        debug_assert_eq!(self.state, CmdState::InitWait);
+        self.shared.publish(self.generation);
+        self.state = CmdState::Init;
         self.process(cx);
     }
 
@@ -115,8 +113,10 @@ impl Cmd {
                         || Arc::clone(&cmd.sess.core.main_threads),
                         |t| Arc::clone(&t.threads),
                     );
-                    threads.queue_cmd(cmd);
-                    Next::Stop
+                    match threads.queue_cmd(cmd) {
+                        Ok(()) => Next::Stop,
+                        Err(cmd) => cmd.no_threads(),
+                    }
                 }
                 Next::Stop => match cx.ready.pop_front() {
                     Some(cmd) => Next::Same(cmd),
@@ -124,6 +124,15 @@ impl Cmd {
                 },
             }
         }
+    }
+
+    /// The pool is stopped, which only happens to one that nobody uses any more.
+    #[cold]
+    fn no_threads(mut self: Box<Self>) -> Next {
+        kshim::pr_err!("The thread pool is stopped: {self:?}");
+        self.set_sense(sense::INTERNAL_FAILURE);
+        self.state = CmdState::PreDevDone;
+        Next::Same(self)
     }
 
     #[inline]
@@ -173,20 +182,29 @@ impl Cmd {
 
     /// CmdState::Init.
     #[inline]
-    fn init(mut self: Box<Self>, _cx: &mut ExecCx<'_>) -> Next {
-        if self.shared.flags() & ABORTED != 0 {
+    fn init(mut self: Box<Self>, cx: &mut ExecCx<'_>) -> Next {
+        let leads = std::mem::take(&mut self.marks.leads_init_wait);
+        if self.is_aborted() {
+            if leads {
+                self.sess.init_wait.pass_lead(cx);
+            }
             self.set_abnormal_done_state();
             return Next::Same(self);
+        }
+        if !leads && self.sess.init_wait.is_busy() {
+            return self.park_init(leads);
         }
         // The read section spans the lookup and the reference: suspension waits for a grace period between killing
         // the reference and counting, and removal of a LUN happens under suspension.
         let guard = rcu::read_lock();
         if !self.sess.core.cmd_ref.tryget_live() {
             drop(guard);
-            let core = Arc::clone(&self.sess.core);
-            return core.park_init_cmd(self).map_or(Next::Stop, Next::Same);
+            return self.park_init(leads);
         }
         self.marks.counted = true;
+        if leads {
+            self.sess.init_wait.pass_lead(cx);
+        }
         let Some(tgt_dev) = self.sess.luns.read(&guard).get(self.lun).cloned() else {
             drop(guard);
             local_cmd::lun_not_supported(&mut self);
@@ -196,7 +214,6 @@ impl Cmd {
         drop(guard);
         let count = tgt_dev.cmd_count.fetch_add(1, Ordering::Relaxed);
         let limit = tgt_dev.dev.max_tgt_dev_commands.load(Ordering::Relaxed);
-        self.marks.tgt_dev_counted = true;
         self.tgt_dev = Some(tgt_dev);
         self.state = CmdState::Parse;
         if count >= limit {
@@ -209,6 +226,13 @@ impl Cmd {
             self.set_sn();
         }
         Next::Same(self)
+    }
+
+    #[cold]
+    fn park_init(self: Box<Self>, leads: bool) -> Next {
+        let core = Arc::clone(&self.sess.core);
+        core.park_init_cmd(self, leads)
+            .map_or(Next::Stop, Next::Same)
     }
 
     /// Looks the CDB up. An unknown opcode is refused after the handler's parse, as the C code does.

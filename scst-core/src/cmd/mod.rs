@@ -84,9 +84,9 @@ pub(crate) struct SgvHeld {
 pub(crate) struct CmdMarks {
     /// Holds the global command reference.
     pub(crate) counted: bool,
-    /// Counts in `TgtDev::cmd_count`.
-    pub(crate) tgt_dev_counted: bool,
-    /// The handler was asked to execute it, so `dev_done` is due.
+    /// Waited for the end of a suspension, and is the first of those of its session that did.
+    pub(crate) leads_init_wait: bool,
+    /// Sent for execution, so `dev_done` is due.
     pub(crate) executed: bool,
     /// Status and sense carry this unit attention, taken from the queue.
     pub(crate) ua: Option<crate::sense::Sense>,

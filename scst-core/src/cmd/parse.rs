@@ -227,6 +227,8 @@ impl Cmd {
     fn transport_failed(&mut self, status: RestartStatus) {
         match status {
             RestartStatus::Success | RestartStatus::ErrorSenseSet => {}
+            // What the abort makes of the answer is decided later.
+            RestartStatus::Error if self.is_aborted() => {}
             RestartStatus::Error => self.set_sense(sense::ABORTED_COMMAND),
             RestartStatus::ErrorFatal => {
                 self.shared.set(ABORTED | super::shared::NO_RESP);

@@ -32,6 +32,42 @@ pub(crate) const DONE: u64 = 1 << 5;
 #[doc(alias = "SCST_CMD_DEVICE_TAS")]
 pub(crate) const DEVICE_TAS: u64 = 1 << 6;
 
+/// The transport gave the command no number.
+pub(crate) const NO_TGT_SN: u64 = u64::MAX;
+
+/// How a command is aborted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Abort {
+    /// By its own nexus: no response.
+    ThisNexus,
+    /// Its nexus is gone: no response, and nothing may be sent.
+    NexusLoss,
+    /// By another nexus: TASK ABORTED status if the device has TAS=1.
+    OtherNexus {
+        /// The device's TAS bit.
+        tas: bool,
+    },
+}
+
+impl Abort {
+    /// The flags after it. A command may be aborted several times, and its own nexus always wins: who aborts a command
+    /// expects no response.
+    fn apply(self, w: u64) -> u64 {
+        match self {
+            Self::ThisNexus => (w & !ABORTED_OTHER) | ABORTED,
+            Self::NexusLoss => (w & !ABORTED_OTHER) | ABORTED | NO_RESP,
+            Self::OtherNexus { tas } => {
+                let other = if w & ABORTED == 0 { ABORTED_OTHER } else { 0 };
+                w | ABORTED | other | if tas { DEVICE_TAS } else { 0 }
+            }
+        }
+    }
+
+    pub(crate) fn is_other(self) -> bool {
+        matches!(self, Self::OtherNexus { .. })
+    }
+}
+
 const FLAG_BITS: u32 = 32;
 const FLAG_MASK: u64 = (1 << FLAG_BITS) - 1;
 
@@ -69,10 +105,19 @@ impl CmdRef {
 }
 
 impl CmdShared {
-    /// Begins a new use. Only the owner of the (free) command calls this.
+    /// Begins a new use, of which nobody else knows before [`Self::publish`]. Only the owner of the (free) command calls
+    /// this.
     #[inline]
-    pub(crate) fn begin(&self, generation: u32, lun: u64) {
-        self.lun.store(lun, Ordering::Relaxed);
+    pub(crate) fn begin(&self, lun: u64) {
+        // Stores of a later use are releases and the loads acquires, so whoever sees one of them also sees that the
+        // former use has ended, and its compare-exchange fails.
+        self.lun.store(lun, Ordering::Release);
+        self.tgt_sn.store(NO_TGT_SN, Ordering::Release);
+    }
+
+    /// Makes the command visible to task management. Only the owner calls this, once the tag is set.
+    #[inline]
+    pub(crate) fn publish(&self, generation: u32) {
         self.word.store(
             (u64::from(generation) << FLAG_BITS) | LIVE,
             Ordering::Release,
@@ -105,13 +150,13 @@ impl CmdShared {
         self.word.swap(w & !FLAG_MASK, Ordering::SeqCst) & FLAG_MASK
     }
 
-    /// Sets `flags` on the command of this generation and, if it was live, calls `wait` with the flags before while
+    /// Marks the command of this generation aborted and, if it was live, calls `wait` with the flags before while
     /// the waiter list is locked (so that the owner, who takes the lock when it sees ABORTED, cannot slip past).
     /// Answers `None` when that command is gone.
     pub(crate) fn abort(
         &self,
         generation: u32,
-        flags: u64,
+        abort: Abort,
         wait: impl FnOnce(u64, &mut Vec<Stub>),
     ) -> Option<u64> {
         let mut waiters = self.waiters.lock();
@@ -120,10 +165,12 @@ impl CmdShared {
             if w & LIVE == 0 || (w >> FLAG_BITS) as u32 != generation {
                 return None;
             }
-            match self
-                .word
-                .compare_exchange_weak(w, w | flags, Ordering::SeqCst, Ordering::SeqCst)
-            {
+            match self.word.compare_exchange_weak(
+                w,
+                abort.apply(w),
+                Ordering::SeqCst,
+                Ordering::SeqCst,
+            ) {
                 Ok(_) => break,
                 Err(now) => w = now,
             }
@@ -131,5 +178,49 @@ impl CmdShared {
         let before = w & FLAG_MASK;
         wait(before, &mut waiters);
         Some(before)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_generation_that_is_meant_is_aborted() {
+        let s = CmdShared::default();
+        s.begin(3);
+        assert_eq!(s.live(), None, "not yet published");
+        assert_eq!(s.abort(0, Abort::ThisNexus, |_, _| unreachable!()), None);
+        s.publish(1);
+        assert_eq!(s.live(), Some((1, LIVE)));
+        assert_eq!(s.abort(2, Abort::ThisNexus, |_, _| unreachable!()), None);
+        assert_eq!(s.set(SENT_FOR_EXEC), LIVE);
+        let mut called = false;
+        let before = s.abort(1, Abort::ThisNexus, |_, _| called = true);
+        assert_eq!((before, called), (Some(LIVE | SENT_FOR_EXEC), true));
+        assert_eq!(s.end(), LIVE | SENT_FOR_EXEC | ABORTED);
+        assert_eq!(s.abort(1, Abort::ThisNexus, |_, _| unreachable!()), None);
+        s.begin(3);
+        s.publish(2);
+        assert_eq!(s.abort(1, Abort::ThisNexus, |_, _| unreachable!()), None);
+        assert_eq!(s.flags(), LIVE);
+    }
+
+    #[test]
+    fn the_own_nexus_wins() {
+        let other = |tas| Abort::OtherNexus { tas };
+        for (first, second, want) in [
+            (other(true), Abort::ThisNexus, ABORTED | DEVICE_TAS),
+            (Abort::ThisNexus, other(true), ABORTED | DEVICE_TAS),
+            (
+                other(false),
+                other(true),
+                ABORTED | ABORTED_OTHER | DEVICE_TAS,
+            ),
+            (other(false), Abort::NexusLoss, ABORTED | NO_RESP),
+            (Abort::NexusLoss, other(false), ABORTED | NO_RESP),
+        ] {
+            assert_eq!(second.apply(first.apply(0)), want, "{first:?} {second:?}");
+        }
     }
 }

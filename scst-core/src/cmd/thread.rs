@@ -1,13 +1,24 @@
 //! Pools of threads for execution that sleeps.
 //!
+//! A pool has no thread until it is used. A command that finds no idle worker has one more started, up to the pool's
+//! size (`threads_num`), and a worker that had nothing to do for ten seconds ends. So what a session costs
+//! does not depend on the size of its pools.
+//!
 //! C source: `scst_cmd_thread` of `scst/src/scst_targ.c`, `scst_add_threads` of `scst/src/scst_lib.c`
 
 use super::{Cmd, ExecCx};
 use crate::consts::QueueType;
 use kshim::error::Result;
-use kshim::kthread::{self, Kthread, WorkerQueue};
-use kshim::sync::SpinLock;
+use kshim::kthread::{self, Kthread, Stop, WorkerQueue};
+use kshim::sync::Mutex;
+use kshim::time::Delta;
+use kshim::workqueue;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// How long a worker waits for the next command before it ends.
+pub(super) const POOL_IDLE_S: i64 = 10;
 
 /// Who shares a pool (`threads_pool_type`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,71 +34,230 @@ pub enum ThreadsPoolType {
 /// it; everything after execution happens at the command's home.
 #[doc(alias = "scst_cmd_threads")]
 pub struct CmdThreads {
-    queue: Arc<WorkerQueue<Box<Cmd>>>,
-    threads: SpinLock<Vec<Kthread>>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     name: String,
+    queue: WorkerQueue<Box<Cmd>>,
+    /// Workers that do not end when idle.
+    min: usize,
+    max: AtomicUsize,
+    /// Workers there are, and those being started.
+    running: AtomicUsize,
+    started: AtomicUsize,
+    stopped: AtomicBool,
+    /// The workers by number. Held while one is started or ends.
+    threads: Mutex<Vec<(usize, Kthread)>>,
+    /// Who takes the commands if the host has no thread for us.
+    fallback: Option<Arc<CmdThreads>>,
 }
 
 impl std::fmt::Debug for CmdThreads {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CmdThreads")
-            .field("name", &self.name)
+            .field("name", &self.inner.name)
+            .field("threads", &self.len())
             .finish_non_exhaustive()
     }
 }
 
 impl CmdThreads {
-    /// Starts `n` threads named after `name`. Errors: what thread creation answers. Context: may sleep.
-    pub fn new(name: &str, n: usize) -> Result<Arc<Self>> {
-        let pool = Arc::new(Self {
-            queue: Arc::new(WorkerQueue::new()),
-            threads: SpinLock::new(Vec::with_capacity(n)),
-            name: name.to_owned(),
-        });
-        pool.add_threads(n)?;
+    /// A pool of at most `max` threads named after `name`, none of them started. `fallback` executes the commands
+    /// should the host have no room for threads. Context: any.
+    pub fn new(name: &str, max: usize, fallback: &Arc<Self>) -> Arc<Self> {
+        Self::make(name, 0, max, Some(Arc::clone(fallback)))
+    }
+
+    /// The global pool: of at most `max` threads, one of which is started now and stays. Errors: what thread creation
+    /// answers. Context: may sleep.
+    pub fn new_main(name: &str, max: usize) -> Result<Arc<Self>> {
+        let pool = Self::make(name, 1, max.max(1), None);
+        pool.inner.running.store(1, Ordering::SeqCst);
+        pool.inner.start_worker()?;
         Ok(pool)
     }
 
-    /// Starts `n` more threads. Errors: what thread creation answers. Context: may sleep.
+    fn make(name: &str, min: usize, max: usize, fallback: Option<Arc<Self>>) -> Arc<Self> {
+        Arc::new(Self {
+            inner: Arc::new(Inner {
+                name: name.to_owned(),
+                queue: WorkerQueue::new(),
+                min,
+                max: AtomicUsize::new(max),
+                running: AtomicUsize::new(0),
+                started: AtomicUsize::new(0),
+                stopped: AtomicBool::new(false),
+                threads: Mutex::new(Vec::new()),
+                fallback,
+            }),
+        })
+    }
+
+    /// Changes the size. Threads beyond it end when they are idle. Context: any.
     #[doc(alias = "scst_add_threads")]
-    pub fn add_threads(&self, n: usize) -> Result {
-        for _ in 0..n {
-            let at = self.threads.lock().len();
-            let queue = Arc::clone(&self.queue);
-            let thread = kthread::run(&format!("{}{at}", self.name), move |stop| {
-                while let Some(cmd) = queue.wait_next(stop) {
-                    cmd.process(&mut ExecCx::thread());
-                }
-            })?;
-            self.threads.lock().push(thread);
-        }
-        Ok(())
+    pub fn set_max(&self, max: usize) {
+        self.inner.max.store(max.max(1), Ordering::Relaxed);
     }
 
-    /// Number of threads.
+    /// Number of threads there are now.
     pub fn len(&self) -> usize {
-        self.threads.lock().len()
+        self.inner.running.load(Ordering::Relaxed)
     }
 
-    /// Whether the pool has no threads.
+    /// Whether there is no thread now.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Hands a command to the pool. Context: any.
-    pub(crate) fn queue_cmd(&self, cmd: Box<Cmd>) {
-        if cmd.queue_type == QueueType::HeadOfQueue {
-            self.queue.push_head(cmd);
+    /// Hands a command to the pool; gives it back if the pool is stopped. Context: any.
+    pub(crate) fn queue_cmd(&self, cmd: Box<Cmd>) -> Result<(), Box<Cmd>> {
+        if self.inner.stopped.load(Ordering::SeqCst) {
+            return Err(cmd);
+        }
+        let woken = if cmd.queue_type == QueueType::HeadOfQueue {
+            self.inner.queue.push_head(cmd)
         } else {
-            self.queue.push(cmd);
+            self.inner.queue.push(cmd)
+        };
+        if !woken {
+            self.inner.grow();
+        }
+        Ok(())
+    }
+
+    /// Stops and joins the threads; commands that still wait are executed first. No command may come any more.
+    /// Context: may sleep, not a pool thread.
+    pub fn stop(&self) {
+        self.inner.stopped.store(true, Ordering::SeqCst);
+        let threads = std::mem::take(&mut *self.inner.threads.lock());
+        for (_, t) in threads {
+            t.stop();
+        }
+        while let Some(cmd) = self.inner.queue.try_next() {
+            run(cmd);
+        }
+    }
+}
+
+impl Drop for CmdThreads {
+    /// The threads end on their own: who drops the last reference may be a reactor.
+    fn drop(&mut self) {
+        self.inner.stopped.store(true, Ordering::SeqCst);
+        for (_, t) in std::mem::take(&mut *self.inner.threads.lock()) {
+            t.request_stop();
+            t.detach();
+        }
+    }
+}
+
+/// Executes a command. A panic of a handler costs that command, not the thread.
+fn run(cmd: Box<Cmd>) {
+    if catch_unwind(AssertUnwindSafe(|| cmd.process(&mut ExecCx::thread()))).is_err() {
+        kshim::pr_err!("A handler panicked, its command is lost");
+    }
+}
+
+impl Inner {
+    /// Has one more worker started, unless there are enough.
+    fn grow(self: &Arc<Self>) {
+        let max = self.max.load(Ordering::Relaxed);
+        let more = self
+            .running
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| {
+                (n < max).then_some(n.saturating_add(1))
+            });
+        if more.is_err() {
+            return;
+        }
+        // Starting a thread is nothing for a reactor.
+        let me = Arc::clone(self);
+        let spawned = workqueue::system().try_spawn(move || me.start_worker_or_fall_back());
+        if spawned.is_err() {
+            self.start_worker_or_fall_back();
         }
     }
 
-    /// Stops and joins the threads; commands that still wait are executed first. Context: may sleep, not a pool thread.
-    pub fn stop(&self) {
-        let threads = std::mem::take(&mut *self.threads.lock());
-        for t in threads {
-            t.stop();
+    fn start_worker_or_fall_back(self: &Arc<Self>) {
+        let Err(e) = self.start_worker() else { return };
+        if self.running.load(Ordering::SeqCst) > 0 {
+            return;
         }
+        kshim::pr_err_ratelimited!("Cannot start a thread of pool {}: {e}", self.name);
+        let Some(fallback) = &self.fallback else {
+            return;
+        };
+        while let Some(cmd) = self.queue.try_next() {
+            if let Err(cmd) = fallback.queue_cmd(cmd) {
+                run(cmd);
+            }
+        }
+    }
+
+    /// Starts a worker that `running` counts already.
+    fn start_worker(self: &Arc<Self>) -> Result {
+        let mut threads = self.threads.lock();
+        if self.stopped.load(Ordering::SeqCst) {
+            self.running.fetch_sub(1, Ordering::SeqCst);
+            return Ok(());
+        }
+        let number = self.started.fetch_add(1, Ordering::Relaxed);
+        let me = Arc::clone(self);
+        let body = move |stop: &Stop| me.work(stop, number);
+        match kthread::run(&format!("{}{number}", self.name), body) {
+            Ok(thread) => {
+                threads.push((number, thread));
+                Ok(())
+            }
+            Err(e) => {
+                self.running.fetch_sub(1, Ordering::SeqCst);
+                Err(e)
+            }
+        }
+    }
+
+    fn work(&self, stop: &Stop, number: usize) {
+        loop {
+            let next = if self.running.load(Ordering::Relaxed) > self.min {
+                self.queue
+                    .wait_next_timeout(stop, Delta::from_secs(POOL_IDLE_S))
+            } else {
+                self.queue.wait_next(stop)
+            };
+            match next {
+                Some(cmd) => run(cmd),
+                None if stop.should_stop() => {
+                    self.running.fetch_sub(1, Ordering::SeqCst);
+                    return;
+                }
+                None => {
+                    if self.retire(number) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Leaves the pool, unless it is needed. Who queues a command looks at `running` after that, and this looks at the
+    /// queue after `running`: one of both sees the other.
+    fn retire(&self, number: usize) -> bool {
+        let fewer = self
+            .running
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| {
+                (n > self.min).then_some(n.saturating_sub(1))
+            });
+        if fewer.is_err() {
+            return false;
+        }
+        if !self.queue.is_empty() {
+            self.running.fetch_add(1, Ordering::SeqCst);
+            return false;
+        }
+        let mut threads = self.threads.lock();
+        if let Some(at) = threads.iter().position(|(n, _)| *n == number) {
+            threads.swap_remove(at).1.detach();
+        }
+        true
     }
 }

@@ -57,6 +57,7 @@ impl Cmd {
             self.set_status(SamStatus::TaskAborted);
             return;
         }
+        self.marks.delivery_failed = true;
         self.state = CmdState::Finished;
     }
 
@@ -105,7 +106,7 @@ impl Cmd {
         self.free_space();
         if let Some(tgt_dev) = self.tgt_dev.take() {
             if let Some(ua) = self.marks.ua
-                && (self.marks.delivery_failed || self.is_aborted())
+                && self.marks.delivery_failed
             {
                 self.sess.requeue_ua(&tgt_dev, ua);
             }
@@ -140,18 +141,24 @@ impl Cmd {
 }
 
 impl Drop for Cmd {
+    /// A command that is dropped before its end is a bug, or a panic unwinds. Whatever it was accounted for is settled
+    /// all the same, or it would hold up its device, its session, task management and suspension for ever.
     fn drop(&mut self) {
         if self.state == CmdState::Free {
             return;
         }
-        // A lost command would hold up task management, suspension and its session for ever.
         kshim::pr_err!("Command dropped without completion: {self:?}");
         self.free_space();
+        if let Some(tgt_dev) = self.tgt_dev.take() {
+            let mut released = tgt_dev.dev.block.leave(&mut self.block_ticket);
+            released.append(tgt_dev.order.finish(&mut self.ticket));
+            for cmd in released {
+                let _ = cmd.go_home();
+            }
+            tgt_dev.cmd_count.fetch_sub(1, Ordering::Release);
+        }
         if self.marks.counted {
             self.sess.core.cmd_ref.put();
-        }
-        if let Some(tgt_dev) = &self.tgt_dev {
-            tgt_dev.cmd_count.fetch_sub(1, Ordering::Release);
         }
         let flags = self.shared.set(DONE);
         if flags & LIVE != 0 && self.shared.end() & ABORTED != 0 {

@@ -8,10 +8,10 @@
 
 use super::Core;
 use crate::acg::{Acg, AcgDev, AcgId};
-use crate::cmd::{CmdHome, CmdThreads};
+use crate::cmd::CmdHome;
 use crate::consts::MAX_NAME;
 use crate::dev_type::DevHandler;
-use crate::device::Device;
+use crate::device::{DevPool, Device};
 use crate::lun::Lun;
 use crate::sense::{self, Sense};
 use crate::session::{LunTable, Session};
@@ -97,14 +97,9 @@ impl Core {
         if config.devices.contains_key(name) {
             return Err(ConfigError::Exists(name.to_owned()));
         }
-        let threads = match usize::try_from(handler.threads_num()) {
-            Ok(0) | Err(_) => Arc::clone(&self.main_threads),
-            Ok(n) => CmdThreads::new(name, n).map_err(host_error(format!(
-                "Cannot start the threads of device \"{name}\""
-            )))?,
-        };
+        let pool = DevPool::new(&*handler, name, &self.main_threads);
         let mem_lim = self.sgv.device_limit(self.max_dev_cmd_mem);
-        let dev = Arc::new(Device::new(name, Arc::clone(&handler), threads, mem_lim));
+        let dev = Arc::new(Device::new(name, Arc::clone(&handler), pool, mem_lim));
         handler.attach(&dev).map_err(host_error(format!(
             "Cannot attach device \"{name}\" to its handler"
         )))?;
@@ -118,30 +113,34 @@ impl Core {
         self.config.lock().devices.get(name).cloned()
     }
 
-    /// Unregisters a device: it leaves all LUN maps first. Context: may sleep.
+    /// Unregisters a device: it leaves all LUN maps first. Errors: `Busy` if its commands did not end in time; then
+    /// nothing has changed. Context: may sleep.
     #[doc(alias = "scst_unregister_virtual_device")]
     pub fn unregister_virtual_device(&self, name: &str) -> Result<(), ConfigError> {
-        let (dev, luns) = {
-            let config = self.config.lock();
-            let dev = config.devices.get(name).cloned();
+        let suspended = self
+            .suspend_activity()
+            .map_err(|_| ConfigError::Busy(name.to_owned()))?;
+        let dev = {
+            let mut config = self.config.lock();
+            let dev = config.devices.remove(name);
             let dev = dev.ok_or_else(|| ConfigError::NotFound(name.to_owned()))?;
-            let mut luns = Vec::new();
+            dev.unregistered.store(true, Ordering::Relaxed);
             for tgt in &config.tgts {
-                for acg in tgt.acgs.lock().iter() {
+                let mut luns = Vec::new();
+                for acg in tgt.acgs.lock().iter_mut() {
                     let of_dev = acg.luns.iter().filter(|(_, d)| Arc::ptr_eq(&d.dev, &dev));
-                    luns.extend(of_dev.map(|(lun, _)| (Arc::clone(tgt), acg.id, *lun)));
+                    luns.extend(of_dev.map(|(lun, _)| (acg.id, *lun)));
+                    acg.luns.retain(|_, d| !Arc::ptr_eq(&d.dev, &dev));
+                }
+                for (acg, lun) in luns {
+                    self.take_lun_from_sessions(tgt, acg, lun);
                 }
             }
-            (dev, luns)
+            dev
         };
-        for (tgt, acg, lun) in luns {
-            self.del_lun(&tgt, acg, lun)?;
-        }
-        self.config.lock().devices.remove(name);
+        drop(suspended);
+        dev.pool.stop();
         dev.handler().detach(&dev);
-        if !Arc::ptr_eq(&dev.threads, &self.main_threads) {
-            dev.threads.stop();
-        }
         pr_info!("Detached from virtual device {name}");
         Ok(())
     }
@@ -218,7 +217,8 @@ impl Core {
     }
 
     /// Maps a device to a LUN of a group; sessions of the group see it at once and learn it by REPORTED LUNS DATA
-    /// HAS CHANGED on their other LUNs. Context: may sleep.
+    /// HAS CHANGED on their other LUNs. Errors: also what the handler answers; nothing has changed then. Context: may
+    /// sleep.
     #[doc(alias = "scst_acg_add_lun")]
     pub fn add_lun(
         &self,
@@ -232,25 +232,41 @@ impl Core {
             return Err(ConfigError::LunRange(lun));
         }
         let _config = self.config.lock();
+        if dev.unregistered.load(Ordering::Relaxed) {
+            return Err(ConfigError::NotFound(dev.name().to_owned()));
+        }
         {
-            let mut acgs = tgt.acgs.lock();
-            let group = acgs.iter_mut().find(|a| a.id == acg);
+            let acgs = tgt.acgs.lock();
+            let group = acgs.iter().find(|a| a.id == acg);
             let group = group.ok_or_else(|| ConfigError::NotFound("group".to_owned()))?;
             if group.luns.contains_key(&lun) {
                 return Err(ConfigError::LunExists(lun, group.name.clone()));
             }
-            let entry = AcgDev {
-                dev: Arc::clone(dev),
-                read_only: params.read_only,
-            };
+        }
+        let entry = AcgDev {
+            dev: Arc::clone(dev),
+            read_only: params.read_only,
+        };
+        let mut added = Vec::new();
+        for sess in tgt.sessions().into_iter().filter(|s| s.acg == acg) {
+            match self.new_tgt_dev(&sess, &entry, lun, sense::POWERON_UA) {
+                Ok(new) => added.push((sess, new)),
+                Err(e) => {
+                    for (sess, t) in added {
+                        self.free_tgt_dev(&sess, &t);
+                    }
+                    return Err(e);
+                }
+            }
+        }
+        if let Some(group) = tgt.acgs.lock().iter_mut().find(|a| a.id == acg) {
             group.luns.insert(lun, entry);
         }
-        for sess in tgt.sessions().iter().filter(|s| s.acg == acg) {
+        for (sess, new) in added {
             let old = sess.tgt_devs();
             for t in &old {
                 t.check_set_ua(sense::REPORTED_LUNS_DATA_CHANGED);
             }
-            let new = self.new_tgt_dev(sess, dev, lun, params.read_only, sense::POWERON_UA);
             let all = old.into_iter().chain(std::iter::once(new));
             sess.luns.replace(LunTable::from_iter(all));
         }
@@ -258,13 +274,13 @@ impl Core {
     }
 
     /// Takes a LUN out of a group. Activity is suspended for it, so no command is on the way when it goes.
-    /// Context: may sleep.
+    /// Errors: `Busy` if the commands did not end in time; then nothing has changed. Context: may sleep.
     #[doc(alias = "scst_acg_del_lun")]
     pub fn del_lun(&self, tgt: &Tgt, acg: AcgId, lun: u64) -> Result<(), ConfigError> {
         let suspended = self
             .suspend_activity()
-            .map_err(host_error(format!("LUN {lun} is busy")))?;
-        let _config = self.config.lock();
+            .map_err(|_| ConfigError::Busy(format!("LUN {lun}")))?;
+        let config = self.config.lock();
         {
             let mut acgs = tgt.acgs.lock();
             let group = acgs.iter_mut().find(|a| a.id == acg);
@@ -273,6 +289,14 @@ impl Core {
                 return Err(ConfigError::LunNotFound(lun, group.name.clone()));
             }
         }
+        self.take_lun_from_sessions(tgt, acg, lun);
+        drop(config);
+        drop(suspended);
+        Ok(())
+    }
+
+    /// The sessions of a group lose a LUN. Under the configuration lock, activity suspended.
+    fn take_lun_from_sessions(&self, tgt: &Tgt, acg: AcgId, lun: u64) {
         for sess in tgt.sessions().iter().filter(|s| s.acg == acg) {
             let (gone, keep): (Vec<_>, Vec<_>) =
                 sess.tgt_devs().into_iter().partition(|t| t.lun == lun);
@@ -281,11 +305,9 @@ impl Core {
             }
             sess.luns.replace(LunTable::from_iter(keep));
             for t in gone {
-                self.free_tgt_dev(&t);
+                self.free_tgt_dev(sess, &t);
             }
         }
-        drop(suspended);
-        Ok(())
     }
 
     /// Registers a session: finds its group and makes a nexus for each LUN, with the power-on unit attention.
@@ -312,12 +334,19 @@ impl Core {
         );
         let sess = Arc::new(sess);
         let acg = tgt.acg(sess.acg).ok_or(ConfigError::Shutdown)?;
-        let nexuses = acg
-            .luns
-            .iter()
-            .map(|(lun, d)| self.new_tgt_dev(&sess, &d.dev, *lun, d.read_only, initial_ua));
-        sess.luns
-            .replace(LunTable::from_iter(nexuses.collect::<Vec<_>>()));
+        let mut nexuses = Vec::new();
+        for (lun, entry) in &acg.luns {
+            match self.new_tgt_dev(&sess, entry, *lun, initial_ua) {
+                Ok(t) => nexuses.push(t),
+                Err(e) => {
+                    for t in nexuses {
+                        self.free_tgt_dev(&sess, &t);
+                    }
+                    return Err(e);
+                }
+            }
+        }
+        sess.luns.replace(LunTable::from_iter(nexuses));
         tgt.sessions.lock().push(Arc::downgrade(&sess));
         pr_info!(
             "Session registered: initiator {initiator_name}, target {}",
@@ -326,10 +355,9 @@ impl Core {
         Ok(sess)
     }
 
-    /// Unregisters a session that has no command left. Context: may sleep.
+    /// Unregisters a session that has no command left. What it had reserved is free again. Context: may sleep.
     #[doc(alias = "scst_unregister_session")]
     pub fn unregister_session(&self, sess: &Arc<Session>) {
-        sess.unregistering.store(true, Ordering::Release);
         let _config = self.config.lock();
         let gone = sess.tgt_devs();
         sess.luns.replace(LunTable::default());
@@ -339,46 +367,49 @@ impl Core {
             .retain(|s| s.upgrade().is_some_and(|s| !Arc::ptr_eq(&s, sess)));
         rcu::synchronize_rcu();
         for t in gone {
-            self.free_tgt_dev(&t);
+            self.free_tgt_dev(sess, &t);
         }
         let (ini, tgt) = (sess.initiator_name(), sess.tgt().name());
         pr_info!("Session unregistered: initiator {ini}, target {tgt}");
     }
 
+    #[doc(alias = "scst_alloc_add_tgt_dev")]
     fn new_tgt_dev(
         &self,
         sess: &Arc<Session>,
-        dev: &Arc<Device>,
+        entry: &AcgDev,
         lun: u64,
-        read_only: bool,
         ua: Sense,
-    ) -> Arc<TgtDev> {
-        let threads = Arc::clone(&dev.threads);
-        let t = TgtDev::new(
-            lun,
-            Arc::clone(dev),
-            Arc::downgrade(sess),
-            threads,
-            read_only,
-        );
+    ) -> Result<Arc<TgtDev>, ConfigError> {
+        let dev = &entry.dev;
+        let weak = Arc::downgrade(sess);
+        let t = TgtDev::new(lun, Arc::clone(dev), weak, entry.read_only);
         t.check_set_ua(ua);
         let t = Arc::new(t);
+        dev.handler().attach_tgt(&t).map_err(host_error(format!(
+            "Cannot attach LUN {lun} to device \"{}\"",
+            dev.name()
+        )))?;
         let mut all = dev.tgt_devs.lock();
         all.retain(|t| t.strong_count() > 0);
         all.push(Arc::downgrade(&t));
-        drop(all);
-        if let Err(e) = dev.handler().attach_tgt(&t) {
-            kshim::pr_err!("Device {}: attaching LUN {lun} failed: {e}", dev.name());
-        }
-        t
+        Ok(t)
     }
 
-    fn free_tgt_dev(&self, t: &Arc<TgtDev>) {
-        t.dev.handler().detach_tgt(t);
+    /// A nexus goes: no command of it is left. Context: may sleep.
+    #[doc(alias = "scst_free_tgt_dev")]
+    fn free_tgt_dev(&self, sess: &Session, t: &Arc<TgtDev>) {
         let me = Arc::as_ptr(t);
         t.dev
             .tgt_devs
             .lock()
             .retain(|w| !std::ptr::eq(w.as_ptr(), me));
+        let of_sess = |o: &Arc<TgtDev>| o.session().is_some_and(|s| std::ptr::eq(&*s, sess));
+        if !t.dev.tgt_devs().iter().any(of_sess) {
+            t.dev.release(sess);
+        }
+        t.dev.handler().detach_tgt(t);
+        t.dev.pool.free_nexus(&t.threads);
+        t.ua.clear();
     }
 }

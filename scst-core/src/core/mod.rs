@@ -6,12 +6,14 @@ mod config;
 mod suspend;
 
 pub use config::{ConfigError, LunParams};
+pub(crate) use suspend::InitWait;
 pub use suspend::Suspended;
 
+use crate::cmd::CmdThreads;
 pub use crate::cmd::cmd_done;
-use crate::cmd::{Cmd, CmdThreads};
 use crate::device::Device;
 use crate::mgmt::TmThread;
+use crate::session::Session;
 use crate::sgv::{MemLim, SgvConfig, SgvPools};
 use crate::tgt::Tgt;
 use kshim::error::Result;
@@ -62,9 +64,8 @@ pub struct Core {
     #[doc(alias = "scst_cmd_count")]
     pub(crate) cmd_ref: Arc<PercpuRef>,
     pub(crate) cmd_ref_zero: Arc<Completion>,
-    /// Commands that came while activity was suspended, in order.
-    #[doc(alias = "scst_init_cmd_list")]
-    pub(crate) init_cmds: SpinLock<Vec<Box<Cmd>>>,
+    /// Sessions with commands that came while activity was suspended.
+    pub(crate) init_sessions: SpinLock<Vec<Arc<Session>>>,
     pub(crate) main_threads: Arc<CmdThreads>,
     /// Memory of commands' data.
     pub(crate) sgv: Arc<SgvPools>,
@@ -100,8 +101,8 @@ impl Core {
             suspend: Mutex::new(0),
             cmd_ref: Arc::new(PercpuRef::new(move || on_zero.complete_all())),
             cmd_ref_zero: zero,
-            init_cmds: SpinLock::new(Vec::new()),
-            main_threads: CmdThreads::new("scstd", params.threads.max(1))?,
+            init_sessions: SpinLock::new(Vec::new()),
+            main_threads: CmdThreads::new_main("scstd", params.threads)?,
             sgv_no_dev: sgv.device_limit(sgv_config.max_dev_cmd_mem()),
             sgv,
             max_dev_cmd_mem: sgv_config.max_dev_cmd_mem(),

@@ -7,10 +7,13 @@
 //! C source: `scst_suspend_activity`, `scst_resume_activity` of `scst/src/scst_main.c`
 
 use super::Core;
-use crate::cmd::Cmd;
+use crate::cmd::{Cmd, ExecCx};
 use kshim::error::{Result, code};
+use kshim::sync::SpinLock;
 use kshim::time::Delta;
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How long a management operation waits for commands to drain before it gives up.
 #[doc(alias = "SCST_SUSPENDING_TIMEOUT")]
@@ -42,32 +45,96 @@ impl Core {
         Ok(Suspended { core: self })
     }
 
-    /// Parks a command that came while activity is suspended. The lock pairs with [`Core::release_init_cmds`]:
-    /// a command is either seen by it, or sees the reference alive again and is answered back.
-    pub(crate) fn park_init_cmd(&self, cmd: Box<Cmd>) -> Option<Box<Cmd>> {
-        let mut list = self.init_cmds.lock();
-        if !self.cmd_ref.is_dying() {
+    /// Parks a command that came while activity is suspended, behind those of its session that wait already; or gives it
+    /// back to try again. `leads` as in [`InitWait`]. Context: the session's home.
+    #[cold]
+    pub(crate) fn park_init_cmd(&self, mut cmd: Box<Cmd>, leads: bool) -> Option<Box<Cmd>> {
+        let sess = Arc::clone(cmd.session());
+        // The lock pairs with `release_init_cmds`: either it finds the session, or the reference is alive here.
+        let mut waiting = self.init_sessions.lock();
+        let mut queue = sess.init_wait.queue.lock();
+        let first = leads || !sess.init_wait.is_busy();
+        // Whoever aborts the command looks for it in the queue afterwards.
+        if cmd.is_aborted() || (first && !self.cmd_ref.is_dying()) {
+            cmd.marks.leads_init_wait = leads;
             return Some(cmd);
         }
-        list.push(cmd);
+        if leads {
+            queue.push_front(cmd);
+        } else {
+            queue.push_back(cmd);
+        }
+        if first {
+            sess.init_wait.busy.store(true, Ordering::Relaxed);
+            waiting.push(Arc::clone(&sess));
+        }
         None
     }
 
     fn release_init_cmds(&self) {
-        let cmds = std::mem::take(&mut *self.init_cmds.lock());
-        for cmd in cmds {
-            let home = Arc::clone(&cmd.session().home);
-            home.post(cmd);
+        let sessions = std::mem::take(&mut *self.init_sessions.lock());
+        for sess in sessions {
+            let first = sess.init_wait.pop_leader();
+            if let Some(cmd) = first {
+                sess.home.post(cmd);
+            }
+        }
+    }
+}
+
+/// Commands of a session that wait for the end of a suspension, in the order in which they came. No younger command of the
+/// session may pass them, or the order of the task set would not be that of the initiator.
+///
+/// While `busy`, commands wait here or the first of them, their *leader*, is on its way home. When that one is
+/// initialised (or aborted) there, it passes the lead to the next, until the queue is empty.
+#[derive(Debug, Default)]
+pub(crate) struct InitWait {
+    /// Changed under the lock.
+    busy: AtomicBool,
+    #[doc(alias = "scst_init_cmd_list")]
+    queue: SpinLock<VecDeque<Box<Cmd>>>,
+}
+
+impl InitWait {
+    /// Whether commands have to queue behind others. Exact at the session's home: only there it begins.
+    #[inline]
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed)
+    }
+
+    /// The next leader; without one, nobody waits any more.
+    fn pop_leader(&self) -> Option<Box<Cmd>> {
+        let mut queue = self.queue.lock();
+        let next = queue.pop_front();
+        match next {
+            Some(mut cmd) => {
+                cmd.marks.leads_init_wait = true;
+                Some(cmd)
+            }
+            None => {
+                self.busy.store(false, Ordering::Relaxed);
+                None
+            }
         }
     }
 
-    /// Parked commands of a session whose nexus is lost: they go home to be dropped. Context: any.
-    pub(crate) fn take_aborted_init_cmds(&self) {
-        let mut list = self.init_cmds.lock();
-        let all = std::mem::take(&mut *list);
-        let (aborted, keep): (Vec<_>, Vec<_>) = all.into_iter().partition(|c| c.is_aborted());
-        *list = keep;
-        drop(list);
+    /// The leader has been dealt with: the next one is to go. Context: the session's home.
+    #[cold]
+    pub(crate) fn pass_lead(&self, cx: &mut ExecCx<'_>) {
+        if let Some(cmd) = self.pop_leader() {
+            cx.make_ready(cmd);
+        }
+    }
+
+    /// Sends aborted commands home, where they end. Context: any.
+    pub(crate) fn release_aborted(&self) {
+        // A command that is about to be parked sees that it is aborted: both take the lock.
+        let mut queue = self.queue.lock();
+        let all = std::mem::take(&mut *queue);
+        let (aborted, keep): (VecDeque<_>, VecDeque<_>) =
+            all.into_iter().partition(|c| c.is_aborted());
+        *queue = keep;
+        drop(queue);
         for cmd in aborted {
             let home = Arc::clone(&cmd.session().home);
             home.post(cmd);

@@ -1,7 +1,7 @@
 //! The functions themselves. All of this runs on the TM thread.
 
-use super::{AbortedBy, MgmtCmd, TmFunction, TmStatus};
-use crate::cmd::shared::{CmdRef, DEVICE_TAS, NO_RESP};
+use super::{MgmtCmd, TmFunction, TmStatus};
+use crate::cmd::shared::{Abort, CmdRef};
 use crate::device::Device;
 use crate::sense;
 use crate::session::Session;
@@ -38,25 +38,27 @@ fn with_lun(mcmd: &Arc<MgmtCmd>) {
         mcmd.set_status(TmStatus::LunNotExist);
         return;
     };
-    let tgt_dev = mcmd.tgt_dev.get_or_init(|| tgt_dev);
     match mcmd.params().function {
-        TmFunction::AbortTaskSet => {
-            abort_task_set(mcmd, tgt_dev, AbortedBy::ThisNexus);
+        TmFunction::ClearTaskSet if tgt_dev.dev.control.tst.load(Ordering::Relaxed) == 0 => {
+            clear_task_set(mcmd, &tgt_dev);
+        }
+        // With TST=1 the task set is that of this nexus.
+        TmFunction::AbortTaskSet | TmFunction::ClearTaskSet => {
+            abort_task_set(mcmd, &tgt_dev, Abort::ThisNexus);
             unblock_aborted(&tgt_dev.dev);
         }
-        TmFunction::ClearTaskSet => clear_task_set(mcmd, tgt_dev),
-        TmFunction::LunReset => lun_reset(mcmd, tgt_dev),
-        _ => {}
+        TmFunction::LunReset => lun_reset(mcmd, &tgt_dev.dev),
+        // Nobody has an ACA, so that there is nothing to clear.
+        _ => return,
     }
-    tgt_dev.dev.handler().task_mgmt_fn_received(mcmd, tgt_dev);
+    mcmd.notify(&tgt_dev);
 }
 
 /// Marks the commands of one session that `wanted` picks by LUN. Answers how many.
 fn abort_cmds(
     mcmd: &Arc<MgmtCmd>,
     sess: &Arc<Session>,
-    flags: u64,
-    whose: AbortedBy,
+    abort: Abort,
     wanted: impl Fn(u64) -> bool,
 ) -> usize {
     // A snapshot suffices: what comes later is younger than the request.
@@ -66,44 +68,37 @@ fn abort_cmds(
         let Some((generation, _)) = shared.live() else {
             continue;
         };
-        if !wanted(shared.lun.load(Ordering::Relaxed)) {
+        if !wanted(shared.lun.load(Ordering::Acquire)) {
             continue;
         }
-        if whose == AbortedBy::ThisNexus && !is_older(mcmd, shared.tgt_sn.load(Ordering::Relaxed)) {
+        if abort == Abort::ThisNexus && !is_older(mcmd, shared.tgt_sn.load(Ordering::Acquire)) {
             continue;
         }
-        if shared.abort_for(generation, flags, mcmd, whose) {
+        if shared.abort_for(generation, abort, mcmd) {
             n = n.saturating_add(1);
             sess.home.reap(CmdRef { shared, generation });
         }
+    }
+    if n > 0 {
+        sess.init_wait.release_aborted();
     }
     n
 }
 
 /// Whether a command is older than the request (RFC 1982 arithmetic on the transport's numbers).
 fn is_older(mcmd: &MgmtCmd, tgt_sn: u64) -> bool {
-    let Some(sn) = mcmd.params().cmd_sn else {
+    let (Some(sn), Ok(tgt_sn)) = (mcmd.params().cmd_sn, u32::try_from(tgt_sn)) else {
         return true;
     };
-    let tgt_sn = u32::try_from(tgt_sn & u64::from(u32::MAX)).unwrap_or(0);
     // The difference as a signed number says which one is behind.
     let diff = i32::from_ne_bytes(tgt_sn.wrapping_sub(sn).to_ne_bytes());
     diff < 0
 }
 
-fn abort_task_set(mcmd: &Arc<MgmtCmd>, t: &TgtDev, whose: AbortedBy) -> usize {
+#[doc(alias = "scst_abort_task_set")]
+fn abort_task_set(mcmd: &Arc<MgmtCmd>, t: &TgtDev, abort: Abort) -> usize {
     let Some(sess) = t.session() else { return 0 };
-    let tas = if t.dev.control.tas.load(Ordering::Relaxed) {
-        DEVICE_TAS
-    } else {
-        0
-    };
-    let flags = if whose == AbortedBy::OtherNexus {
-        tas
-    } else {
-        0
-    };
-    abort_cmds(mcmd, &sess, flags, whose, |lun| lun == t.lun)
+    abort_cmds(mcmd, &sess, abort, |lun| lun == t.lun)
 }
 
 #[doc(alias = "scst_abort_task")]
@@ -122,65 +117,70 @@ fn abort_task(mcmd: &Arc<MgmtCmd>) {
         mcmd.set_status(TmStatus::TaskNotExist);
         return;
     };
-    let lun = cmd.shared.lun.load(Ordering::Relaxed);
-    if lun != p.lun || !is_older(mcmd, cmd.shared.tgt_sn.load(Ordering::Relaxed)) {
+    let lun = cmd.shared.lun.load(Ordering::Acquire);
+    if lun != p.lun || !is_older(mcmd, cmd.shared.tgt_sn.load(Ordering::Acquire)) {
         mcmd.set_status(TmStatus::Rejected);
         return;
     }
-    let whose = AbortedBy::ThisNexus;
-    if !cmd.shared.abort_for(cmd.generation, 0, mcmd, whose) {
+    if !cmd.shared.abort_for(cmd.generation, Abort::ThisNexus, mcmd) {
         mcmd.set_status(TmStatus::TaskNotExist);
         return;
     }
     sess.home.reap(cmd);
-    sess.core.take_aborted_init_cmds();
+    sess.init_wait.release_aborted();
     if let Some(t) = sess.lookup_tgt_dev(lun) {
         unblock_aborted(&t.dev);
-        t.dev.handler().task_mgmt_fn_received(mcmd, &t);
-        let _ = mcmd.tgt_dev.set(t);
+        mcmd.notify(&t);
     }
+}
+
+fn tas(dev: &Device) -> bool {
+    dev.control.tas.load(Ordering::Relaxed)
 }
 
 #[doc(alias = "scst_clear_task_set")]
 fn clear_task_set(mcmd: &Arc<MgmtCmd>, this: &TgtDev) {
-    abort_task_set(mcmd, this, AbortedBy::ThisNexus);
+    abort_task_set(mcmd, this, Abort::ThisNexus);
+    let tas = tas(&this.dev);
     let mut hit = Vec::new();
     for t in this.dev.tgt_devs() {
-        if !std::ptr::eq(&*t, this) && abort_task_set(mcmd, &t, AbortedBy::OtherNexus) > 0 {
+        let other = !std::ptr::eq(&*t, this);
+        if other && abort_task_set(mcmd, &t, Abort::OtherNexus { tas }) > 0 {
             hit.push(t);
         }
     }
     unblock_aborted(&this.dev);
-    if !this.dev.control.tas.load(Ordering::Relaxed) {
+    if !tas {
         for t in hit {
             t.check_set_ua(sense::CLEARED_BY_ANOTHER_INI_UA);
         }
     }
 }
 
-/// Aborts everything at the logical unit, blocks it until the answer is sent, and tells every nexus by a unit
-/// attention.
+/// Aborts everything at the logical unit, blocks it until the answer is sent, and tells every nexus, the one that asked
+/// for it too, by a unit attention.
 #[doc(alias = "scst_lun_reset")]
-fn lun_reset(mcmd: &Arc<MgmtCmd>, this: &Arc<TgtDev>) {
-    this.dev.block.block(None);
-    mcmd.needs_unblocking.lock().push(Arc::clone(this));
-    reset_device(mcmd, &this.dev);
+fn lun_reset(mcmd: &Arc<MgmtCmd>, dev: &Arc<Device>) {
+    dev.block.block(None);
+    mcmd.needs_unblocking.lock().push(Arc::clone(dev));
+    reset_device(mcmd, dev);
 }
 
 /// Aborts all commands at a device on behalf of this request and sets the reset unit attention.
 #[doc(alias = "scst_process_reset")]
 fn reset_device(mcmd: &Arc<MgmtCmd>, dev: &Arc<Device>) {
+    dev.reset();
+    let tas = tas(dev);
     for t in dev.tgt_devs() {
         let same = t.session().is_some_and(|s| Arc::ptr_eq(&s, mcmd.session()));
-        let whose = if same {
-            AbortedBy::ThisNexus
+        let abort = if same {
+            Abort::ThisNexus
         } else {
-            AbortedBy::OtherNexus
+            Abort::OtherNexus { tas }
         };
-        abort_task_set(mcmd, &t, whose);
+        abort_task_set(mcmd, &t, abort);
     }
     unblock_aborted(dev);
-    dev.reset();
     dev.check_set_ua(sense::RESET_UA, None);
 }
 
@@ -192,11 +192,8 @@ fn target_reset(mcmd: &Arc<MgmtCmd>) {
             continue;
         }
         seen.push(Arc::clone(&t.dev));
-        t.dev.block.block(None);
-        t.dev.handler().task_mgmt_fn_received(mcmd, &t);
-        let dev = Arc::clone(&t.dev);
-        mcmd.needs_unblocking.lock().push(t);
-        reset_device(mcmd, &dev);
+        lun_reset(mcmd, &t.dev);
+        mcmd.notify(&t);
     }
 }
 
@@ -204,11 +201,10 @@ fn target_reset(mcmd: &Arc<MgmtCmd>) {
 #[doc(alias = "scst_abort_all_nexus_loss_sess")]
 fn abort_session(mcmd: &Arc<MgmtCmd>) {
     let sess = mcmd.session();
-    abort_cmds(mcmd, sess, NO_RESP, AbortedBy::ThisNexus, |_| true);
-    sess.core.take_aborted_init_cmds();
+    abort_cmds(mcmd, sess, Abort::NexusLoss, |_| true);
     for t in sess.tgt_devs() {
         unblock_aborted(&t.dev);
-        t.dev.handler().task_mgmt_fn_received(mcmd, &t);
+        mcmd.notify(&t);
     }
 }
 
@@ -231,8 +227,15 @@ fn unblock_aborted(dev: &Arc<Device>) {
 /// SCST_MCMD_STATE_AFFECTED_CMDS_DONE: no command concerned has effects any more.
 #[doc(alias = "scst_mgmt_affected_cmds_done")]
 pub(super) fn affected_cmds_done(mcmd: &Arc<MgmtCmd>) {
-    if let Some(t) = mcmd.tgt_dev.get() {
-        t.dev.handler().task_mgmt_fn_done(mcmd, t);
+    if mcmd.params().function == TmFunction::NexusLossSess {
+        for t in mcmd.session().tgt_devs() {
+            t.dev.release(mcmd.session());
+            t.check_set_ua(sense::NEXUS_LOSS_UA);
+        }
+    }
+    let notified = std::mem::take(&mut *mcmd.notified.lock());
+    for t in notified {
+        t.dev.handler().task_mgmt_fn_done(mcmd, &t);
     }
     let template = Arc::clone(mcmd.session().tgt().template());
     template.task_mgmt_affected_cmds_done(mcmd);
@@ -249,8 +252,8 @@ pub(super) fn send_done(mcmd: &Arc<MgmtCmd>) {
     );
     mcmd.session().home.task_mgmt_fn_done(Arc::clone(mcmd));
     let blocked = std::mem::take(&mut *mcmd.needs_unblocking.lock());
-    for t in blocked {
-        for cmd in t.dev.block.unblock() {
+    for dev in blocked {
+        for cmd in dev.block.unblock() {
             let home = Arc::clone(&cmd.session().home);
             home.post(cmd);
         }

@@ -9,14 +9,15 @@
 
 mod exec;
 
-use crate::cmd::shared::{ABORTED, CmdShared};
+use crate::cmd::shared::{Abort, CmdShared, DONE, SENT_FOR_EXEC};
+use crate::device::Device;
 use crate::session::Session;
 use crate::tgt_dev::TgtDev;
 use kshim::error::Result;
 use kshim::kthread::{self, Kthread, WorkerQueue};
 use kshim::sync::SpinLock;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
 
 /// What to do.
 #[doc(alias = "scst_mgmt_fn")]
@@ -95,14 +96,16 @@ pub struct MgmtCmd {
     params: TmParams,
     sess: Arc<Session>,
     status: AtomicU8,
-    pub(crate) tgt_dev: OnceLock<Arc<TgtDev>>,
+    /// The nexuses whose handlers were told of the request, to be told of its end.
+    #[doc(alias = "task_mgmt_fn_received_called")]
+    notified: SpinLock<Vec<Arc<TgtDev>>>,
     /// Commands that may still have effects, and one while the request looks for them.
     #[doc(alias = "cmd_done_wait_count")]
     done_wait: AtomicU32,
     /// Commands whose response is still to be sent, and one until all effects are over.
     #[doc(alias = "cmd_finish_wait_count")]
     finish_wait: AtomicU32,
-    needs_unblocking: SpinLock<Vec<Arc<TgtDev>>>,
+    needs_unblocking: SpinLock<Vec<Arc<Device>>>,
 }
 
 impl MgmtCmd {
@@ -123,6 +126,13 @@ impl MgmtCmd {
 
     pub(crate) fn set_status(&self, s: TmStatus) {
         self.status.store(s as u8, Ordering::Release);
+    }
+
+    /// Tells the handler of a device that the request concerns it. Context: TM thread.
+    #[doc(alias = "scst_call_dev_task_mgmt_fn_received")]
+    fn notify(&self, tgt_dev: &Arc<TgtDev>) {
+        tgt_dev.dev.handler().task_mgmt_fn_received(self, tgt_dev);
+        self.notified.lock().push(Arc::clone(tgt_dev));
     }
 
     fn dec_done(self: &Arc<Self>) {
@@ -183,22 +193,11 @@ impl CmdShared {
 
     /// Marks the command of `generation` aborted and makes `mcmd` wait for it. Answers whether it was there.
     #[doc(alias = "scst_abort_cmd")]
-    pub(crate) fn abort_for(
-        &self,
-        generation: u32,
-        flags: u64,
-        mcmd: &Arc<MgmtCmd>,
-        whose: AbortedBy,
-    ) -> bool {
-        use crate::cmd::shared::{ABORTED_OTHER, DONE, SENT_FOR_EXEC};
-        let other = match whose {
-            AbortedBy::OtherNexus => ABORTED_OTHER,
-            AbortedBy::ThisNexus => 0,
-        };
-        let waited = self.abort(generation, ABORTED | other | flags, |before, waiters| {
+    pub(crate) fn abort_for(&self, generation: u32, abort: Abort, mcmd: &Arc<MgmtCmd>) -> bool {
+        let waited = self.abort(generation, abort, |before, waiters| {
             let done_counted = before & SENT_FOR_EXEC != 0 && before & DONE == 0;
             // Responses to other initiators are not waited for: a dead path must not hold up a failover.
-            let finish_counted = whose == AbortedBy::ThisNexus;
+            let finish_counted = !abort.is_other();
             if done_counted {
                 mcmd.done_wait.fetch_add(1, Ordering::AcqRel);
             }
@@ -215,13 +214,6 @@ impl CmdShared {
         });
         waited.is_some()
     }
-}
-
-/// Which nexus asked for the abort.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AbortedBy {
-    ThisNexus,
-    OtherNexus,
 }
 
 #[derive(Debug)]
@@ -276,7 +268,7 @@ impl Session {
             params,
             sess: Arc::clone(self),
             status: AtomicU8::new(TmStatus::Success as u8),
-            tgt_dev: OnceLock::new(),
+            notified: SpinLock::new(Vec::new()),
             done_wait: AtomicU32::new(1),
             finish_wait: AtomicU32::new(1),
             needs_unblocking: SpinLock::new(Vec::new()),
