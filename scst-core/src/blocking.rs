@@ -46,7 +46,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::parking::{Abortable, Released};
+use crate::parking::{Abortable, Released, race_point};
 use kshim::might_sleep;
 use kshim::percpu::PercpuCounter;
 use kshim::sync::Completion;
@@ -253,6 +253,7 @@ impl<T: HasBlockTicket> DevBlock<T> {
             Class::Bypass => return Enter::Go(item),
             Class::Normal => {
                 self.on_dev.inc();
+                race_point();
                 if !self.blocked.load(Ordering::SeqCst) {
                     t.stage = Stage::Counted;
                     return Enter::Go(item);
@@ -298,6 +299,7 @@ impl<T: HasBlockTicket> DevBlock<T> {
             Stage::Outside => Released::new(),
             Stage::Counted => {
                 self.on_dev.dec();
+                race_point();
                 if self.blocked.load(Ordering::SeqCst) {
                     self.leave_slow(false)
                 } else {
@@ -420,6 +422,7 @@ impl<T: HasBlockTicket> DevBlock<T> {
         // The counter's slots come into being when threads first use them: this makes slots visible whose commands
         // did not see the flag.
         fence(Ordering::SeqCst);
+        race_point();
         self.on_dev.sum() == 0
     }
 

@@ -57,7 +57,7 @@ pub use aca::{
 };
 
 use crate::consts::QueueType;
-use crate::parking::{Abortable, Released};
+use crate::parking::{Abortable, Released, race_point};
 use aca::Aca;
 use kshim::sync::SpinLock;
 use runs::Runs;
@@ -333,6 +333,7 @@ impl<T> OrderData<T> {
         if matches!(q, QueueType::Simple | QueueType::Untagged) {
             let mut w = Word(self.word.load(Ordering::Relaxed));
             while !w.is_slow() && w.count() < Word::MAX_COUNT {
+                race_point();
                 match self.word.compare_exchange_weak(
                     w.0,
                     w.0 + 1,
@@ -409,6 +410,7 @@ impl<T> OrderData<T> {
         ticket.stage = Stage::Passed;
         let mut w = Word(self.word.load(Ordering::Relaxed));
         while !w.is_slow() {
+            race_point();
             debug_assert!(
                 w.sn() == ticket.sn && w.count() > 0,
                 "a passed run has no commands"

@@ -160,6 +160,29 @@ impl<T> IntoIterator for Released<T> {
     }
 }
 
+/// Stands between two steps that others may get in between: in tests the thread gives way here now and then, so that
+/// they do, also on a machine with few CPUs.
+#[cfg(not(test))]
+#[inline(always)]
+pub(crate) fn race_point() {}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "to race on purpose")]
+pub(crate) fn race_point() {
+    use std::cell::Cell;
+    thread_local!(static SEED: Cell<u64> = const { Cell::new(0x9e37_79b9_7f4a_7c15) });
+    SEED.with(|seed| {
+        let mut x = seed.get();
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        seed.set(x);
+        if x % 32 == 0 {
+            std::thread::yield_now();
+        }
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

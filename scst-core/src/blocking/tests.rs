@@ -1,6 +1,7 @@
 //! The engine against a list of who waits, and against threads.
 
 use super::*;
+use kshim::time::{Delta, Instant};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -317,6 +318,14 @@ fn waits_until_drained() {
     assert!(dev.is_idle());
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "waits for other threads of the test"
+)]
+fn yield_now() {
+    std::thread::yield_now();
+}
+
 /// What the threads of the stress test look at.
 struct Arena {
     dev: DevBlock<Item>,
@@ -325,7 +334,11 @@ struct Arena {
     /// Nobody may be inside: a strictly serialized command is alone, or the device is drained and blocked.
     closed: AtomicI64,
     done: AtomicUsize,
+    done_by: [AtomicUsize; WORKERS],
+    deadline: Instant,
 }
+
+const WORKERS: usize = 3;
 
 impl Arena {
     fn run(&self, item: Item) {
@@ -355,21 +368,31 @@ impl Arena {
             }
             self.inside.fetch_sub(1, Ordering::SeqCst);
             todo.extend(self.dev.leave(&mut item.ticket));
+            self.done_by[item.id].fetch_add(1, Ordering::Relaxed);
             self.done.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    fn work(&self, first: usize, n: usize) {
-        for id in first..first + n {
+    fn check_time(&self) {
+        assert!(Instant::now() < self.deadline, "stuck: {:?}", self.dev);
+        yield_now();
+    }
+
+    /// One command after the other, each until it is done.
+    fn work(&self, me: usize, n: usize) {
+        for id in 0..n {
             let (class, place) = match id * 31 % 50 {
                 0 => (Class::Serialized, Place::Tail),
                 1 => (Class::StrictlySerialized, Place::Tail),
                 2 => (Class::Serialized, Place::Head),
                 _ => (Class::Normal, Place::Tail),
             };
-            match self.dev.enter(Item::new(id, class), class, place) {
+            match self.dev.enter(Item::new(me, class), class, place) {
                 Enter::Go(item) => self.run(item),
                 Enter::Queued { released } => released.into_iter().for_each(|i| self.run(i)),
+            }
+            while self.done_by[me].load(Ordering::Relaxed) <= id {
+                self.check_time();
             }
         }
     }
@@ -385,7 +408,7 @@ impl Arena {
                 tell.store(true, Ordering::SeqCst);
             })));
             while !told.load(Ordering::SeqCst) {
-                std::hint::spin_loop();
+                self.check_time();
             }
             for _ in 0..20 {
                 assert_eq!(
@@ -393,6 +416,7 @@ impl Arena {
                     0,
                     "let in while blocked"
                 );
+                race_point();
             }
             self.closed.fetch_sub(1, Ordering::SeqCst);
             self.dev.unblock().into_iter().for_each(|i| self.run(i));
@@ -409,23 +433,24 @@ impl Arena {
     reason = "plain threads, to race on purpose"
 )]
 fn keeps_its_promises_between_threads() {
-    const N: usize = 150_000;
-    const THREADS: usize = 2;
+    const N: usize = 40_000;
     let arena = Arc::new(Arena {
         dev: DevBlock::new(),
         inside: AtomicI64::new(0),
         holders: AtomicI64::new(0),
         closed: AtomicI64::new(0),
         done: AtomicUsize::new(0),
+        done_by: Default::default(),
+        deadline: Instant::now() + Delta::from_secs(100),
     });
     std::thread::scope(|s| {
-        for t in 0..THREADS {
+        for me in 0..WORKERS {
             let arena = &arena;
-            s.spawn(move || arena.work(t * N, N));
+            s.spawn(move || arena.work(me, N));
         }
-        s.spawn(|| arena.block_all_the_time(THREADS * N));
+        s.spawn(|| arena.block_all_the_time(WORKERS * N));
     });
-    assert_eq!(arena.done.load(Ordering::Relaxed), THREADS * N);
+    assert_eq!(arena.done.load(Ordering::Relaxed), WORKERS * N);
     assert!(arena.dev.is_idle(), "{:?}", arena.dev);
 }
 
@@ -435,40 +460,42 @@ fn keeps_its_promises_between_threads() {
     reason = "plain threads, to race on purpose"
 )]
 fn a_drain_is_never_missed() {
-    // One command comes and goes, one thread blocks and waits: each round races the last leave with the block.
-    const ROUNDS: usize = 100_000;
+    // Each round races one command's way through the device with a block that waits for it to be gone.
+    const ROUNDS: usize = 50_000;
     let dev = DevBlock::new();
-    let stop = AtomicBool::new(false);
+    let (begun, gone) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let await_it = |what: &AtomicUsize, at_least: usize| {
+        let deadline = Instant::now() + Delta::from_secs(60);
+        while what.load(Ordering::SeqCst) < at_least {
+            assert!(Instant::now() < deadline, "round {at_least}: {dev:?}");
+            yield_now();
+        }
+    };
+    let through = |mut item: Item| {
+        race_point();
+        assert!(dev.leave(&mut item.ticket).is_empty());
+        gone.fetch_add(1, Ordering::SeqCst);
+    };
     std::thread::scope(|s| {
         s.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                let item = Item::new(0, Class::Normal);
-                if let Enter::Go(mut item) = dev.enter(item, Class::Normal, Place::Tail) {
-                    assert!(dev.leave(&mut item.ticket).is_empty(), "nobody else enters");
+            for round in 1..=ROUNDS {
+                await_it(&begun, round);
+                match dev.enter(Item::new(round, Class::Normal), Class::Normal, Place::Tail) {
+                    Enter::Go(item) => through(item),
+                    Enter::Queued { released } => released.into_iter().for_each(through),
                 }
             }
         });
-        for round in 0..ROUNDS {
-            let told = Arc::new(AtomicBool::new(false));
+        for round in 1..=ROUNDS {
+            let told = Arc::new(AtomicUsize::new(0));
             let tell = Arc::clone(&told);
-            dev.block(Some(Box::new(move || tell.store(true, Ordering::SeqCst))));
-            let mut spins = 0u64;
-            while !told.load(Ordering::SeqCst) {
-                spins += 1;
-                if spins % 1000 == 0 {
-                    std::thread::yield_now();
-                }
-                if spins > 200_000_000 {
-                    stop.store(true, Ordering::Relaxed);
-                    panic!("round {round}: nobody told: {dev:?}");
-                }
-            }
-            let mut todo: Vec<Item> = dev.unblock().into_iter().collect();
-            while let Some(mut i) = todo.pop() {
-                todo.extend(dev.leave(&mut i.ticket));
-            }
+            begun.store(round, Ordering::SeqCst);
+            race_point();
+            dev.block(Some(Box::new(move || tell.store(1, Ordering::SeqCst))));
+            await_it(&told, 1);
+            dev.unblock().into_iter().for_each(through);
+            await_it(&gone, round);
         }
-        stop.store(true, Ordering::Relaxed);
     });
     assert!(dev.is_idle(), "{dev:?}");
 }

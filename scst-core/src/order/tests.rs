@@ -1,6 +1,7 @@
 //! The engine against a list of commands and the sentences of the module's documentation.
 
 use super::*;
+use kshim::time::{Delta, Instant};
 use proptest::prelude::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -687,6 +688,7 @@ fn keeps_the_order_between_threads() {
         finished: AtomicUsize::new(0),
     };
     let async_queue = SpinLock::new(Vec::new());
+    let deadline = Instant::now() + Delta::from_secs(100);
     std::thread::scope(|s| {
         for _ in 0..THREADS {
             s.spawn(|| {
@@ -718,6 +720,7 @@ fn keeps_the_order_between_threads() {
                     if arena.finished.load(Ordering::Relaxed) == N {
                         break;
                     }
+                    assert!(Instant::now() < deadline, "stuck: {:?}", arena.order);
                 }
             });
         }
