@@ -486,11 +486,11 @@ impl<T> OrderData<T> {
         if st.hq_cmd_count != 0 || st.aca.is_some() || !st.aca_held.is_empty() {
             return;
         }
-        if let Some((sn, count)) = st.runs.as_single() {
-            if count < Word::MAX_COUNT {
-                st.runs.clear();
-                self.word.store(Word::new(sn, count).0, Ordering::Release);
-            }
+        if let Some((sn, count)) = st.runs.as_single()
+            && count < Word::MAX_COUNT
+        {
+            st.runs.clear();
+            self.word.store(Word::new(sn, count).0, Ordering::Release);
         }
     }
 

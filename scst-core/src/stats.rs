@@ -134,7 +134,7 @@ impl IoStats {
         bump(&e.cmd_count, 1);
         bump(&e.io_byte_count, bytes);
         let pos = lba.checked_shl(u32::from(block_shift)).unwrap_or(0);
-        if block_shift > 0 && (pos | bytes) % ALIGNMENT != 0 {
+        if block_shift > 0 && !(pos | bytes).is_multiple_of(ALIGNMENT) {
             bump(&e.unaligned_cmd_count, 1);
         }
     }

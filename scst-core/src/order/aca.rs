@@ -185,10 +185,10 @@ impl<T> OrderData<T> {
             return;
         }
         let mut st = self.state.lock();
-        if let Some(aca) = st.aca.as_mut() {
-            if aca.cmd == Some(req.cmd) {
-                aca.cmd = None;
-            }
+        if let Some(aca) = st.aca.as_mut()
+            && aca.cmd == Some(req.cmd)
+        {
+            aca.cmd = None;
         }
     }
 

@@ -704,10 +704,10 @@ fn keeps_the_order_between_threads() {
                             arena.order.set_sn(&mut item.ticket, q, on_done);
                         }
                     }
-                    if item.id < N {
-                        if let CheckSn::Proceed(item) = arena.order.check_sn(item) {
-                            arena.run(item, &async_queue);
-                        }
+                    if item.id < N
+                        && let CheckSn::Proceed(item) = arena.order.check_sn(item)
+                    {
+                        arena.run(item, &async_queue);
                     }
                     let late = async_queue.lock().pop();
                     if let Some(mut late) = late {
