@@ -169,7 +169,7 @@ impl Door {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
-    use crate::sys::sync::{Arc, Parker};
+    use crate::sys::sync::{Arc, Parker, explore};
 
     struct World {
         entries: [WakeEntry; 2],
@@ -231,7 +231,7 @@ mod loom_tests {
     /// A lost wake would be a deadlock, which loom reports.
     #[test]
     fn loom_reactor_hears_two_wakers_of_one_source() {
-        loom::model(|| {
+        explore(3, || {
             let w = Arc::new(World::new());
             let wakers: Vec<_> = (0..2)
                 .map(|_| {
@@ -246,7 +246,7 @@ mod loom_tests {
 
     #[test]
     fn loom_reactor_hears_wakers_of_two_sources() {
-        loom::model(|| {
+        explore(3, || {
             let w = Arc::new(World::new());
             let wakers: Vec<_> = (0..2)
                 .map(|i| {
@@ -261,7 +261,7 @@ mod loom_tests {
 
     #[test]
     fn loom_reactor_ignores_stale_wakers() {
-        loom::model(|| {
+        explore(3, || {
             let w = Arc::new(World::new());
             let waker = {
                 let w = w.clone();
