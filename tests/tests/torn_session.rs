@@ -1,7 +1,7 @@
 //! Sessions that end at the worst moment: while others do verified I/O, sessions are cut in the middle of a login, of
 //! a header, of data, of a burst, with commands executing. Afterwards nothing of them is left in the server.
 //!
-//! `SCST_TORN_SESSIONS` sets their number (500), `SCST_SEED` the random moments.
+//! `SCST_TORN_SESSIONS` sets their number (500), `SCST_SEED` the random moments, `SCST_TORN_WAY` one of the ways alone.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -25,6 +25,8 @@ const REGION_BLOCKS: u64 = 8192;
 const WARM_UP: u64 = 50;
 /// How long the server may take to forget the last session.
 const SETTLE: Duration = Duration::from_secs(30);
+/// Ways to tear a session in full feature phase: the last is to do nothing before its end.
+const WAYS: u64 = 9;
 /// Resident memory that may be gained, in KiB: caches, heap that the allocator keeps.
 const MAX_GROWTH_KIB: u64 = 16 << 10;
 
@@ -192,7 +194,9 @@ fn tear_one(server: &Server, tearer: u64, rng: &mut Rng) {
         .key("InitialR2T", r2t)
         .key("MaxOutstandingR2T", "4");
     let mut s = Session::open(server.addr, &options).unwrap_or_else(|e| panic!("login: {e}"));
-    match rng.below(9) {
+    // To find out which way it is that hurts.
+    let way = env_number("SCST_TORN_WAY", rng.below(WAYS));
+    match way {
         0 => cut_in_header(&mut s, rng),
         1 => cut_in_immediate_data(server, &mut s, rng),
         2 => cut_in_burst(server, &mut s, rng),

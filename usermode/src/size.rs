@@ -48,7 +48,7 @@ pub(crate) fn check_disk(bytes: u64) -> Result<()> {
     if bytes == 0 {
         bail!("the size is 0");
     }
-    if bytes % BLOCK_BYTES != 0 {
+    if !bytes.is_multiple_of(BLOCK_BYTES) {
         bail!("the size, {bytes} bytes, is no multiple of the block size of {BLOCK_BYTES} bytes");
     }
     Ok(())
