@@ -231,7 +231,7 @@ impl File {
 
     fn check_dio(&self, v: &IoVecs, pos: u64) -> Result {
         let align = self.dio_align;
-        if align > 1 && (pos % align as u64 != 0 || !v.is_aligned(align)) {
+        if align > 1 && (!pos.is_multiple_of(align as u64) || !v.is_aligned(align)) {
             return Err(code::EINVAL);
         }
         Ok(())

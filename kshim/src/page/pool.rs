@@ -219,7 +219,7 @@ impl Idle {
 
 /// Takes the memory from behind a free block. `false`: the host's pages are larger than the block.
 fn strip(spans: &BTreeMap<usize, Arc<Mapping>>, b: &Block) -> bool {
-    if b.size() % host_page_size() != 0 {
+    if !b.size().is_multiple_of(host_page_size()) {
         return false;
     }
     let Some(span) = spans.get(&b.span_base()) else {

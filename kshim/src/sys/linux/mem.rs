@@ -56,7 +56,7 @@ impl Mapping {
 
     /// As [`Mapping::anonymous`], starting at a multiple of `align` (a power of two).
     pub(crate) fn anonymous_aligned(len: usize, align: usize) -> Result<Mapping> {
-        if !align.is_power_of_two() || len % host_page_size() != 0 {
+        if !align.is_power_of_two() || !len.is_multiple_of(host_page_size()) {
             return Err(code::EINVAL);
         }
         if align <= host_page_size() {
@@ -118,7 +118,7 @@ impl Mapping {
     fn check(&self, off: usize, len: usize) -> Result {
         let end = off.checked_add(len).ok_or(code::EINVAL)?;
         let page = host_page_size();
-        if end > self.len || off % page != 0 || len % page != 0 {
+        if end > self.len || !off.is_multiple_of(page) || !len.is_multiple_of(page) {
             return Err(code::EINVAL);
         }
         Ok(())
