@@ -190,6 +190,14 @@ impl Device {
         self.check_set_ua(crate::sense::CAPACITY_DATA_CHANGED, None);
     }
 
+    /// Whether no command is anywhere at the device: executing, waiting for its turn, or counted. Exact only while
+    /// nothing moves. Context: any.
+    pub fn is_quiescent(&self) -> bool {
+        self.block.is_idle()
+            && self.order.is_idle()
+            && self.tgt_devs().iter().all(|t| t.is_quiescent())
+    }
+
     /// Whether a session other than this one holds a reservation of the logical unit.
     #[doc(alias = "scst_is_not_reservation_holder")]
     #[inline]

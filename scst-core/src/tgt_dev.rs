@@ -71,6 +71,16 @@ impl TgtDev {
         self.cmd_count.load(Ordering::Relaxed)
     }
 
+    /// Whether the nexus has no command, and its task set none. Exact only while nothing moves. Context: any.
+    pub fn is_quiescent(&self) -> bool {
+        self.active_commands() == 0 && self.order.is_idle()
+    }
+
+    /// Threads that execute commands of the nexus now: its own, or those it shares.
+    pub fn pool_threads(&self) -> usize {
+        self.threads.len()
+    }
+
     /// Whether this nexus may only read.
     #[inline]
     pub fn is_read_only(&self) -> bool {

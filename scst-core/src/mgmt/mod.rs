@@ -10,12 +10,13 @@
 mod exec;
 
 use crate::cmd::shared::{Abort, CmdShared, DONE, SENT_FOR_EXEC};
+use crate::core::Core;
 use crate::device::Device;
 use crate::session::Session;
 use crate::tgt_dev::TgtDev;
 use kshim::error::Result;
 use kshim::kthread::{self, Kthread, WorkerQueue};
-use kshim::sync::SpinLock;
+use kshim::sync::{Completion, SpinLock};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
@@ -224,6 +225,8 @@ enum TmEvent {
     AffectedCmdsDone(Arc<MgmtCmd>),
     /// SCST_MCMD_STATE_DONE.
     Done(Arc<MgmtCmd>),
+    /// Everything before is dealt with.
+    Flush(Arc<Completion>),
 }
 
 /// The thread that carries out task management.
@@ -243,6 +246,7 @@ impl TmThread {
                     TmEvent::New(m) => exec::exec(&m),
                     TmEvent::AffectedCmdsDone(m) => exec::affected_cmds_done(&m),
                     TmEvent::Done(m) => exec::send_done(&m),
+                    TmEvent::Flush(done) => done.complete(),
                 }
             }
         })?;
@@ -257,6 +261,16 @@ impl TmThread {
         if let Some(t) = thread {
             t.stop();
         }
+    }
+}
+
+impl Core {
+    /// Waits until the TM thread has dealt with everything that it was told before: requests handed in have marked their
+    /// commands. Context: may sleep.
+    pub fn flush_tm(&self) {
+        let done = Arc::new(Completion::new());
+        self.tm.queue.push(TmEvent::Flush(Arc::clone(&done)));
+        done.wait_for_completion();
     }
 }
 
