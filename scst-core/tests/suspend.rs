@@ -2,9 +2,8 @@
 
 mod mock;
 
-use kshim::kthread;
 use kshim::time::{Delta, Instant};
-use mock::{Hold, How, Ini, READ, Rig, Rng, STUCK_S, Spec, WRITE, acg};
+use mock::{Hold, How, Ini, READ, Rig, Rng, STUCK_S, Spec, Thread, WRITE, acg, spawn};
 use scst_core::cmd::RestartStatus;
 use scst_core::consts::QueueType;
 use scst_core::core::{ConfigError, LunParams};
@@ -127,11 +126,10 @@ fn suspension_waits_for_effects_but_not_for_responses() {
     let held = a.send(&Spec::rw(READ, How::Held));
     let (core, done) = (Arc::clone(&rig.core), Arc::new(AtomicBool::new(false)));
     let told = Arc::clone(&done);
-    let t = kthread::run("suspender", move |_| {
+    let t = spawn(move || {
         drop(core.suspend_activity().expect("in time"));
         told.store(true, Ordering::SeqCst);
-    })
-    .expect("thread");
+    });
     kshim::time::delay::msleep(20);
     a.pump();
     assert!(!done.load(Ordering::SeqCst));
@@ -200,21 +198,12 @@ fn nothing_is_lost_or_reordered_by_suspensions_in_a_loop() {
         for lun in 0..2 {
             ini.clear_ua(lun);
         }
-        let body = move |_: &kthread::Stop| {
+        threads.push(spawn(move || {
             let sent = load(&mut ini, n, 2, n == 0, &stop, 12);
             assert_eq!(ini.answered() as u64, sent + 4, "one answer each");
             total.fetch_add(sent, Ordering::Relaxed);
             ini.close();
-        };
-        let mut body = Some(body);
-        threads.push(
-            kthread::run("load", move |s| {
-                if let Some(body) = body.take() {
-                    body(s);
-                }
-            })
-            .expect("thread"),
-        );
+        }));
     }
     let end = Instant::now() + Delta::from_millis(800);
     let mut rounds = 0;
@@ -230,7 +219,7 @@ fn nothing_is_lost_or_reordered_by_suspensions_in_a_loop() {
         rounds += 1;
     }
     stop.store(true, Ordering::Relaxed);
-    threads.into_iter().for_each(kthread::Kthread::join);
+    threads.into_iter().for_each(Thread::join);
     assert!(rounds > 10, "only {rounds} suspensions");
     let executed: usize = rig
         .disks
@@ -254,12 +243,11 @@ fn ordered_commands_keep_their_order_over_suspensions() {
     let from = rig.disk().began().len();
     let stop = Arc::new(AtomicBool::new(false));
     let (core, stopped) = (Arc::clone(&rig.core), Arc::clone(&stop));
-    let suspender = kthread::run("suspender", move |_| {
+    let suspender = spawn(move || {
         while !stopped.load(Ordering::Relaxed) {
             drop(core.suspend_activity().expect("in time"));
         }
-    })
-    .expect("thread");
+    });
     let ways = [How::Inline, How::Later, How::Thread];
     let tags: Vec<u64> = (0..600)
         .map(|i| {
@@ -286,20 +274,12 @@ fn luns_come_and_go_under_load() {
     for n in 0..2 {
         let stop = Arc::clone(&stop);
         let mut ini = rig.ini(&format!("i{n}"));
-        let mut body = Some(move || {
+        threads.push(spawn(move || {
             // LUN 2 and 3 are there at times.
             let sent = load(&mut ini, 7 + n, 4, false, &stop, 8);
             assert!(ini.answered() as u64 >= sent);
             ini.close();
-        });
-        threads.push(
-            kthread::run("load", move |_| {
-                if let Some(body) = body.take() {
-                    body();
-                }
-            })
-            .expect("thread"),
-        );
+        }));
     }
     let group = acg(&rig.tgt);
     let end = Instant::now() + Delta::from_millis(600);
@@ -328,7 +308,7 @@ fn luns_come_and_go_under_load() {
         rounds += 1;
     }
     stop.store(true, Ordering::Relaxed);
-    threads.into_iter().for_each(kthread::Kthread::join);
+    threads.into_iter().for_each(Thread::join);
     assert!(rounds > 10, "only {rounds}");
     rig.teardown();
 }
@@ -354,10 +334,9 @@ fn a_device_goes_while_it_is_used() {
     let held = a.send(&Spec::rw(READ, How::HeldOnThread).lun(2));
     disk.wait_began(held);
     let core = Arc::clone(&rig.core);
-    let remover = kthread::run("remover", move |_| {
+    let remover = spawn(move || {
         core.unregister_virtual_device("gone").expect("in time");
-    })
-    .expect("thread");
+    });
     kshim::time::delay::msleep(20);
     a.pump();
     assert_eq!(disk.attached.load(Ordering::Relaxed), 1);
@@ -432,7 +411,7 @@ fn sessions_come_and_go_beside_each_other() {
     let threads: Vec<_> = (0..3)
         .map(|n| {
             let rig = Arc::clone(&rig);
-            kthread::run("sessions", move |_| {
+            spawn(move || {
                 let mut rng = Rng(n);
                 while Instant::now() < end {
                     let mut i = rig.fresh_ini(&format!("i{n}"));
@@ -451,10 +430,9 @@ fn sessions_come_and_go_beside_each_other() {
                     i.close();
                 }
             })
-            .expect("thread")
         })
         .collect();
-    threads.into_iter().for_each(kthread::Kthread::join);
+    threads.into_iter().for_each(Thread::join);
     assert!(Instant::now() < end + Delta::from_secs(STUCK_S));
     let rig = Arc::into_inner(rig).expect("the threads are gone");
     rig.teardown();

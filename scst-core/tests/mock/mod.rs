@@ -572,6 +572,8 @@ pub struct Ini {
     /// Checked when a request of this nexus is answered: what it aborted must have ended here.
     pub check_tm: bool,
     luns_of: HashMap<u64, u64>,
+    /// LUNs below this are there from the beginning to the end.
+    fixed_luns: u64,
 }
 
 impl Ini {
@@ -743,7 +745,8 @@ impl Ini {
             let luns = &self.luns_of;
             let concerned = |t: &&u64| match p.function {
                 TmFunction::AbortTask => **t == p.tag,
-                TmFunction::NexusLossSess | TmFunction::TargetReset => **t < before,
+                TmFunction::NexusLossSess => **t < before,
+                TmFunction::TargetReset => **t < before && luns[*t] < self.fixed_luns,
                 _ => **t < before && luns.get(*t) == Some(&p.lun),
             };
             let left: Vec<_> = self.host.live.iter().filter(concerned).collect();
@@ -823,6 +826,14 @@ impl Ini {
 
     pub fn answer(&self, tag: u64) -> Option<Answer> {
         self.host.answers.get(&tag).cloned()
+    }
+
+    pub fn answers(&self) -> impl Iterator<Item = (&u64, &Answer)> {
+        self.host.answers.iter()
+    }
+
+    pub fn lun_of(&self, tag: u64) -> u64 {
+        self.luns_of.get(&tag).copied().unwrap_or(0)
     }
 
     pub fn answered(&self) -> usize {
@@ -947,6 +958,7 @@ impl Rig {
             tm_sent: BTreeMap::new(),
             check_tm: true,
             luns_of: HashMap::new(),
+            fixed_luns: self.disks.len() as u64,
         }
     }
 
@@ -994,6 +1006,25 @@ impl Rig {
         assert_eq!(weak_core.strong_count(), 0, "the core leaks");
         assert_eq!(weak_tgt.strong_count(), 0, "the target leaks");
         assert!(weak.iter().all(|w| w.strong_count() == 0), "a device leaks");
+    }
+}
+
+/// A thread whose failed assertions fail the test that joins it.
+pub struct Thread(std::thread::JoinHandle<()>);
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a kthread would only log a panic"
+)]
+pub fn spawn(f: impl FnOnce() + Send + 'static) -> Thread {
+    Thread(std::thread::spawn(f))
+}
+
+impl Thread {
+    pub fn join(self) {
+        if let Err(e) = self.0.join() {
+            std::panic::resume_unwind(e);
+        }
     }
 }
 
