@@ -119,7 +119,7 @@ impl RamDisk {
         if !block.is_power_of_two() || !sizes.contains(&block) {
             return Err(EINVAL);
         }
-        if config.size == 0 || config.size % u64::from(block) != 0 {
+        if config.size == 0 || !config.size.is_multiple_of(u64::from(block)) {
             return Err(EINVAL);
         }
         let len = usize::try_from(config.size)?;

@@ -99,8 +99,8 @@ impl Core {
         }
         let pool = DevPool::new(&*handler, name, &self.main_threads);
         let mem_lim = self.sgv.device_limit(self.max_dev_cmd_mem);
-        let dev = Arc::new(Device::new(name, Arc::clone(&handler), pool, mem_lim));
-        handler.attach(&dev).map_err(host_error(format!(
+        let dev = Arc::new(Device::new(name, handler, pool, mem_lim));
+        dev.handler().attach(&dev).map_err(host_error(format!(
             "Cannot attach device \"{name}\" to its handler"
         )))?;
         config.devices.insert(name.to_owned(), Arc::clone(&dev));
