@@ -236,7 +236,7 @@ impl Session {
     fn on_nop_in(&mut self, pdu: &Pdu) -> Result<(), Error> {
         let b = pdu.bhs;
         if b.itt() != NO_TAG {
-            self.finish(pdu, Outcome::Nop(pdu.data.clone()));
+            self.finish(pdu, Outcome::Nop(pdu.clone()));
             return Ok(());
         }
         self.pings += 1;

@@ -224,8 +224,8 @@ pub enum Outcome {
     Scsi(Reply),
     /// Of a task management function: response code.
     Tmf(u8),
-    /// Of a NOP-Out: echoed data.
-    Nop(Vec<u8>),
+    /// Of a NOP-Out: the PDU with the echoed data.
+    Nop(Pdu),
     /// Of a text request: the PDU.
     Text(Pdu),
     /// Of a logout: response code.
@@ -601,7 +601,7 @@ impl Session {
     pub fn nop(&mut self, data: &[u8], immediate: bool) -> Result<Vec<u8>, Error> {
         let itt = self.submit_nop(data, immediate)?;
         match self.wait(itt)? {
-            Outcome::Nop(data) => Ok(data),
+            Outcome::Nop(pdu) => Ok(pdu.data),
             other => Err(unexpected(&other)),
         }
     }

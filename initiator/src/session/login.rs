@@ -153,7 +153,7 @@ impl Login {
     }
 
     /// Sends a request of one stage and takes a successful reply.
-    pub(crate) fn stage(
+    pub fn stage(
         &mut self,
         csg: u8,
         nsg: u8,
