@@ -128,6 +128,8 @@ impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Device")
             .field("name", &self.name)
+            .field("block", &self.block)
+            .field("deferred", &self.order.deferred_count())
             .finish_non_exhaustive()
     }
 }

@@ -106,6 +106,11 @@ impl OrderTicket {
         self.aca_allowed
     }
 
+    /// Lets the response of a command pass that is refused before it enters the task set.
+    pub(crate) fn bypass_aca(&mut self) {
+        self.aca_allowed = true;
+    }
+
     /// Takes out what [`OrderData::post_exec`] needs, for the call of a handler that may keep the command: the handler may
     /// complete it on another thread before its call returns. What the command keeps says that it is passed (or still
     /// HEAD OF QUEUE, or to be passed when done: then the detached ticket does nothing).
@@ -502,6 +507,12 @@ impl<T> OrderData<T> {
         }
         // SLOW with nothing to do is put back into the word at once, so what is here is not idle.
         false
+    }
+
+    /// Whether there may be an ACA: one load, for the hot path.
+    #[inline]
+    pub fn may_have_aca(&self) -> bool {
+        Word(self.word.load(Ordering::Acquire)).is_slow()
     }
 
     /// HEAD OF QUEUE commands under way.

@@ -4,12 +4,14 @@
 
 use crate::cmd::{Cmd, CmdThreads};
 use crate::device::Device;
-use crate::order::OrderData;
+use crate::order::{NexusId, OrderData};
 use crate::sense::Sense;
 use crate::session::Session;
 use crate::ua::{UaPlace, UaQueue};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+
+static NEXT_NEXUS: AtomicU64 = AtomicU64::new(1);
 
 /// One logical unit as one session sees it.
 #[doc(alias = "scst_tgt_dev")]
@@ -22,6 +24,8 @@ pub struct TgtDev {
     /// The task set: this nexus' own (TST=1) or the device's (TST=0).
     #[doc(alias = "curr_order_data")]
     pub(crate) order: Arc<OrderData<Box<Cmd>>>,
+    /// The nexus' name in its task set.
+    pub(crate) nexus: NexusId,
     pub(crate) ua: UaQueue,
     #[doc(alias = "tgt_dev_cmd_count")]
     pub(crate) cmd_count: AtomicU32,
@@ -53,6 +57,7 @@ impl TgtDev {
             dev,
             sess,
             order,
+            nexus: NexusId(NEXT_NEXUS.fetch_add(1, Ordering::Relaxed)),
             ua: UaQueue::new(),
             cmd_count: AtomicU32::new(0),
             rd_only: AtomicBool::new(rd_only),

@@ -152,7 +152,7 @@ impl Cmd {
             CmdState::ModeSelectChecks => self.mode_select_checks(),
             CmdState::DevDone => self.dev_done(cx),
             CmdState::PreXmitResp1 => self.pre_xmit_response1(cx),
-            CmdState::PreXmitResp2 => self.pre_xmit_response2(),
+            CmdState::PreXmitResp2 => self.pre_xmit_response2(cx),
             CmdState::XmitResp => self.xmit_response(cx),
             CmdState::Finished => self.finish(cx),
             // A passive state here is a bug of whoever resumed the command; ending it is the way out.
@@ -218,11 +218,15 @@ impl Cmd {
         self.state = CmdState::Parse;
         if count >= limit {
             self.set_busy();
+            self.ticket.bypass_aca();
             self.set_abnormal_done_state();
             return Next::Same(self);
         }
         self.pre_parse();
-        if !self.completed {
+        if !self.check_aca() {
+            self.set_write_len();
+            self.set_abnormal_done_state();
+        } else if !self.completed {
             self.set_sn();
         }
         Next::Same(self)

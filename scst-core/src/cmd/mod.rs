@@ -12,6 +12,7 @@
 //!
 //! C source: `scst/src/scst_targ.c`, `struct scst_cmd` of `scst/include/scst.h`
 
+mod aca;
 mod access;
 mod done;
 mod exec;
@@ -22,6 +23,7 @@ mod state;
 mod thread;
 mod xmit;
 
+pub(crate) use aca::{clear_aca, unblock_aborted};
 pub use done::cmd_done;
 pub use parse::{AllData, MAX_BUFFLEN};
 pub use shared::{CmdRef, CmdShared};

@@ -6,6 +6,7 @@
 use super::shared::{ABORTED, ABORTED_OTHER, DEVICE_TAS, DONE, LIVE, NO_RESP};
 use super::{Cmd, CmdState, ExecCx, Next};
 use crate::consts::SamStatus;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 impl Cmd {
@@ -30,38 +31,47 @@ impl Cmd {
         Next::Same(self)
     }
 
-    /// CmdState::PreXmitResp2: what an abort makes of the answer, and residuals.
+    /// CmdState::PreXmitResp2: what an abort or an ACA makes of the answer, and residuals.
     #[inline]
-    pub(super) fn pre_xmit_response2(mut self: Box<Self>) -> Next {
-        self.state = CmdState::XmitResp;
+    pub(super) fn pre_xmit_response2(mut self: Box<Self>, cx: &mut ExecCx<'_>) -> Next {
         let flags = self.shared.flags();
         if flags & ABORTED != 0 {
-            self.process_aborted(flags);
+            if !self.process_aborted(flags) {
+                self.aca_cmd_done();
+                self.state = CmdState::Finished;
+                return Next::Same(self);
+            }
+        } else if let Some(tgt_dev) = &self.tgt_dev {
+            let check_condition = self.status == SamStatus::CheckCondition;
+            if (check_condition && self.naca()) || tgt_dev.order.may_have_aca() {
+                let tgt_dev = Arc::clone(tgt_dev);
+                return self.respond_under_aca(&tgt_dev, cx);
+            }
+            if check_condition {
+                self.process_qerr(tgt_dev);
+            }
         }
-        if self.resid_possible {
-            self.set_residuals();
-        }
-        Next::Same(self)
+        self.respond()
     }
 
     /// An aborted command is answered only to another nexus' abort: with its own result if it has one, else with
-    /// TASK ABORTED if the device says so (TAS).
+    /// TASK ABORTED if the device says so (TAS). Answers whether it is.
     #[doc(alias = "scst_xmit_process_aborted_cmd")]
     #[cold]
-    fn process_aborted(&mut self, flags: u64) {
+    fn process_aborted(&mut self, flags: u64) -> bool {
         let respond = flags & ABORTED_OTHER != 0 && flags & NO_RESP == 0;
         if respond && self.completed {
-            return;
+            return true;
         }
         if respond && flags & DEVICE_TAS != 0 {
             self.set_status(SamStatus::TaskAborted);
-            return;
+            return true;
         }
         self.marks.delivery_failed = true;
-        self.state = CmdState::Finished;
+        false
     }
 
-    fn set_residuals(&mut self) {
+    pub(super) fn set_residuals(&mut self) {
         if !self.expected_set {
             return;
         }

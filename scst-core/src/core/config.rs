@@ -8,7 +8,7 @@
 
 use super::Core;
 use crate::acg::{Acg, AcgDev, AcgId};
-use crate::cmd::CmdHome;
+use crate::cmd::{CmdHome, clear_aca};
 use crate::consts::MAX_NAME;
 use crate::dev_type::DevHandler;
 use crate::device::{DevPool, Device};
@@ -408,6 +408,7 @@ impl Core {
         if !t.dev.tgt_devs().iter().any(of_sess) {
             t.dev.release(sess);
         }
+        clear_aca(t, false);
         t.dev.handler().detach_tgt(t);
         t.dev.pool.free_nexus(&t.threads);
         t.ua.clear();

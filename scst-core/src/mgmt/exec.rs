@@ -2,13 +2,14 @@
 
 use super::{MgmtCmd, TmFunction, TmStatus};
 use crate::cmd::shared::{Abort, CmdRef};
+use crate::cmd::{clear_aca, unblock_aborted};
 use crate::device::Device;
 use crate::sense;
 use crate::session::Session;
 use crate::tgt_dev::TgtDev;
 use kshim::pr_info;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 /// SCST_MCMD_STATE_INIT and EXEC: find what is concerned, mark it, free what is parked, then wait.
 #[doc(alias = "scst_mgmt_cmd_exec")]
@@ -48,7 +49,14 @@ fn with_lun(mcmd: &Arc<MgmtCmd>) {
             unblock_aborted(&tgt_dev.dev);
         }
         TmFunction::LunReset => lun_reset(mcmd, &tgt_dev.dev),
-        // Nobody has an ACA, so that there is nothing to clear.
+        TmFunction::ClearAca => {
+            if !clear_aca(&tgt_dev, false) {
+                mcmd.set_status(TmStatus::Rejected);
+            }
+            unblock_aborted(&tgt_dev.dev);
+            return;
+        }
+        // The others are for no single LUN.
         _ => return,
     }
     mcmd.notify(&tgt_dev);
@@ -162,6 +170,8 @@ fn clear_task_set(mcmd: &Arc<MgmtCmd>, this: &TgtDev) {
 #[doc(alias = "scst_lun_reset")]
 fn lun_reset(mcmd: &Arc<MgmtCmd>, dev: &Arc<Device>) {
     dev.block.block(None);
+    // A command that is on the device in spite of the block is found among those of its session.
+    fence(Ordering::SeqCst);
     mcmd.needs_unblocking.lock().push(Arc::clone(dev));
     reset_device(mcmd, dev);
 }
@@ -179,6 +189,9 @@ fn reset_device(mcmd: &Arc<MgmtCmd>, dev: &Arc<Device>) {
             Abort::OtherNexus { tas }
         };
         abort_task_set(mcmd, &t, abort);
+    }
+    for t in dev.tgt_devs() {
+        clear_aca(&t, true);
     }
     unblock_aborted(dev);
     dev.check_set_ua(sense::RESET_UA, None);
@@ -203,24 +216,9 @@ fn abort_session(mcmd: &Arc<MgmtCmd>) {
     let sess = mcmd.session();
     abort_cmds(mcmd, sess, Abort::NexusLoss, |_| true);
     for t in sess.tgt_devs() {
+        clear_aca(&t, false);
         unblock_aborted(&t.dev);
         mcmd.notify(&t);
-    }
-}
-
-/// Sends aborted commands that wait at the device (ordering lists, blocked list) home, where they end.
-#[doc(alias = "scst_unblock_aborted_cmds")]
-fn unblock_aborted(dev: &Arc<Device>) {
-    let blocked = dev.block.take_blocked(|c| c.is_aborted());
-    let mut freed = blocked.taken;
-    freed.extend(blocked.released);
-    freed.extend(dev.order.take_deferred(|c| c.is_aborted()));
-    for t in dev.tgt_devs() {
-        freed.extend(t.order.take_deferred(|c| c.is_aborted()));
-    }
-    for cmd in freed {
-        let home = Arc::clone(&cmd.session().home);
-        home.post(cmd);
     }
 }
 
