@@ -30,9 +30,15 @@ fn random_spec(rng: &mut Rng, ways: &[How]) -> Spec {
         5 => Spec::tur().lun(lun),
         6 => Spec::new(lun, &[3, 0, 0, 0, 18, 0]).expect(DataDirection::Read, 18),
         7 => Spec::new(lun, &[0xff; 6]),
-        _ => Spec::rw(rng.pick(&[READ, WRITE]), rng.pick(ways)).lun(lun),
+        _ => {
+            let mut s = Spec::rw(rng.pick(&[READ, WRITE]), rng.pick(ways)).lun(lun);
+            // NACA
+            s.cdb[9] = if rng.below(12) == 0 { 4 } else { 0 };
+            s
+        }
     };
-    let q = match rng.below(10) {
+    let q = match rng.below(11) {
+        10 => QueueType::Aca,
         0 | 1 => QueueType::Ordered,
         2 => QueueType::HeadOfQueue,
         3 => QueueType::Untagged,
@@ -52,7 +58,8 @@ fn random_hold(rng: &mut Rng) -> Hold {
 
 fn random_tm(rng: &mut Rng, ini: &mut Ini) -> u64 {
     let lun = rng.below(LUNS + 1);
-    let function = match rng.below(12) {
+    let function = match rng.below(14) {
+        12 | 13 => TmFunction::ClearAca,
         0..=5 => TmFunction::AbortTask,
         6 | 7 => TmFunction::AbortTaskSet,
         8 => TmFunction::ClearTaskSet,
@@ -99,11 +106,12 @@ fn watch(ini: &Ini, disks: &[Arc<Disk>]) {
             TmFunction::TargetReset => disks.iter().flat_map(|d| d.executing()).collect(),
             _ => Vec::new(),
         };
-        if !left.is_empty() {
-            // A panic here would only stop the TM thread.
-            eprintln!("{:?} answered while {left:?} execute", p.function);
-            std::process::abort();
-        }
+        // A panic would only stop the TM thread, and everything would be stuck: the message tells why.
+        assert!(
+            left.is_empty(),
+            "{:?} answered while {left:?} execute",
+            p.function
+        );
     }));
 }
 
@@ -136,6 +144,7 @@ fn rig(rng: &mut Rng) -> (Rig, bool) {
         c.tas.store(tas, Ordering::Relaxed);
         c.queue_alg
             .store(u8::from(rng.below(4) != 0), Ordering::Relaxed);
+        c.qerr.store(rng.pick(&[0, 0, 1, 3]), Ordering::Relaxed);
         c.d_sense.store(rng.below(2) == 0, Ordering::Relaxed);
         let limit = rng.pick(&[4, 16, 64]);
         dev.max_tgt_dev_commands.store(limit, Ordering::Relaxed);
@@ -180,18 +189,30 @@ fn random_steps_leave_nothing_behind() {
             }
         }
         let end = Instant::now() + Delta::from_secs(mock::STUCK_S);
-        while inis.iter().any(|i| i.live() + i.tms_pending() > 0) {
+        while inis.iter().any(|i| i.live() > 0) {
+            // The ACA of any of them may hold commands of the others.
             for ini in &mut inis {
+                clear_aca(ini);
                 ini.hold(Hold::default());
                 ini.all_data();
                 ini.sent(true);
                 ini.pump();
             }
             rig.disks.iter().for_each(|d| d.complete_all());
-            let left: Vec<_> = inis.iter().map(|i| i.live_tags()).collect();
-            assert!(Instant::now() < end, "seed {seed} is stuck: {left:?}");
+            let left: Vec<_> = inis
+                .iter()
+                .map(|i| (i.live_tags(), i.tms_pending()))
+                .collect();
+            assert!(
+                Instant::now() < end,
+                "seed {seed} is stuck: {left:?} {:?}",
+                rig.devs
+            );
         }
-        for ini in inis {
+        for mut ini in inis {
+            ini.until("the last answers", |i| i.tms_pending() == 0);
+            clear_aca(&mut ini);
+            ini.until("CLEAR ACA", |i| i.tms_pending() == 0);
             check_answers(&ini, tas);
             ini.close();
         }
@@ -283,12 +304,30 @@ fn initiator(mut ini: Ini, rng: &mut Rng, tas: bool, stop: &AtomicBool) {
 fn drain(ini: &mut Ini, to: usize) {
     let end = Instant::now() + Delta::from_secs(mock::STUCK_S);
     ini.hold(Hold::default());
-    while ini.live() > to || (to == 0 && ini.tms_pending() > 0) {
+    clear_aca(ini);
+    let mut n = 0;
+    while ini.live() > to {
         ini.all_data();
         ini.sent(true);
+        n += 1;
+        if n % 64 == 0 {
+            clear_aca(ini);
+        }
         if !ini.pump() {
             kshim::time::delay::fsleep(Delta::from_micros(100));
         }
         assert!(Instant::now() < end, "stuck: {:?}", ini.live_tags());
+    }
+    ini.until("task management", |i| i.tms_pending() == 0);
+    clear_aca(ini);
+    ini.until("CLEAR ACA", |i| i.tms_pending() == 0);
+}
+
+/// What an ACA holds does not end before it is cleared.
+fn clear_aca(ini: &mut Ini) {
+    if ini.tms_pending() == 0 {
+        for lun in 0..=LUNS {
+            ini.tm(TmFunction::ClearAca, lun, 0);
+        }
     }
 }

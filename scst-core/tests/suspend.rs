@@ -288,7 +288,7 @@ fn luns_come_and_go_under_load() {
         let lun = 2 + rounds % 2;
         let dev = &rig.devs[(rounds / 2 % 2) as usize];
         let params = LunParams {
-            read_only: rounds % 5 == 0,
+            read_only: rounds.is_multiple_of(5),
         };
         rig.core
             .add_lun(&rig.tgt, group, dev, lun, params)

@@ -3,79 +3,18 @@
 mod common;
 #[path = "common/ram.rs"]
 mod ram;
+#[path = "common/reference.rs"]
+mod reference;
 
 use common::{Rig, hex};
 use kshim::block::register_disk;
+use reference::{MIB, data, reference_disks};
 use scst_core::dev_handlers::rsoc::NOT_EXECUTED;
-use scst_core::dev_handlers::vdisk::{Vdisk, VdiskKind, VdiskParams};
 use scst_core::sense;
-use std::path::Path;
-use std::sync::Arc;
 
 const CONVERSATIONS: &str = include_str!("data/kernel_scst_vdisk.txt");
-const MIB: u64 = 1 << 20;
 /// RECEIVE COPY RESULTS: known to the core, and not executed yet.
 const RECEIVE_COPY_RESULTS: u8 = 0x84;
-
-fn file_disk(dir: &Path, name: &str, size: u64, more: &[(&str, &str)]) -> Arc<Vdisk> {
-    let path = dir.join(name);
-    let options = kshim::fs::OpenOptions::new().create(true);
-    kshim::fs::File::open(&path, &options)
-        .and_then(|f| f.set_size(size))
-        .expect("scratch file");
-    let mut params = vec![("filename", path.to_str().expect("text"))];
-    params.extend_from_slice(more);
-    let params = VdiskParams::parse(VdiskKind::Fileio, &params).expect("known parameters");
-    Vdisk::new(name, &params).expect("device")
-}
-
-/// The configuration that the conversations were recorded with, without the CD-ROM.
-fn reference_disks(dir: &Path) -> Vec<(Arc<Vdisk>, bool)> {
-    let block = VdiskParams::parse(VdiskKind::Blockio, &[("filename", "/dev/ram/replay")]);
-    let null = VdiskParams::parse(VdiskKind::Nullio, &[("size_mb", "1024")]);
-    vec![
-        (
-            file_disk(dir, "disk0", 100 * MIB, &[("thin_provisioned", "1")]),
-            false,
-        ),
-        (
-            Vdisk::new("disk1", &block.expect("known")).expect("device"),
-            false,
-        ),
-        (
-            Vdisk::new("disk2", &null.expect("known")).expect("device"),
-            false,
-        ),
-        (
-            file_disk(dir, "disk3", 64 * MIB, &[("read_only", "1")]),
-            true,
-        ),
-        (
-            file_disk(
-                dir,
-                "disk4",
-                100 * MIB,
-                &[("blocksize", "4096"), ("thin_provisioned", "1")],
-            ),
-            false,
-        ),
-    ]
-}
-
-/// Data in the notation of the file.
-fn data(spec: &str) -> Vec<u8> {
-    if spec == "-" {
-        return Vec::new();
-    }
-    let part = |p: &str| match p.split_once('*') {
-        Some(("seq", n)) => (0..n.parse::<usize>().expect("length"))
-            .map(|i| (7 * i + i / 256) as u8)
-            .collect(),
-        Some((byte, n)) => vec![hex(byte)[0]; n.parse().expect("length")],
-        None => hex(p),
-    };
-    spec.split('+').flat_map(part).collect()
-}
 
 /// Command descriptors of a REPORT SUPPORTED OPERATION CODES list.
 fn descriptors(list: &[u8], cdb: &[u8]) -> Vec<Vec<u8>> {
@@ -167,11 +106,12 @@ fn step(rig: &mut Rig, case: &str, line: &str, score: &mut Score) {
 
 #[test]
 fn answers_are_those_of_kernel_scst() {
-    let ram = register_disk("/dev/ram/replay", ram::Ram::new(128 << 20, true)).expect("new name");
+    let ram = register_disk("/dev/ram/replay", ram::Ram::new(128 * MIB as usize, true))
+        .expect("new name");
     let dir = tempfile::tempdir().expect("scratch directory");
     let mut score = Score::default();
     {
-        let mut rig = Rig::new(&reference_disks(dir.path()));
+        let mut rig = Rig::new(&reference_disks(dir.path(), "/dev/ram/replay"));
         let mut case = "";
         for line in CONVERSATIONS.lines().filter(|l| !l.starts_with('#')) {
             match line.strip_prefix("= ") {

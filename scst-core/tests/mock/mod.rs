@@ -1,367 +1,33 @@
 //! A transport and a device handler whose every step the test decides: [`Ini`] is an initiator with its session, all on
 //! the caller's thread; [`Disk`] executes commands as their block address says.
-#![allow(dead_code, unreachable_pub)] // each test file uses its part
+#![allow(dead_code, unreachable_pub, unused_imports)] // each test file uses its part
+#![allow(clippy::vec_box, reason = "a command travels in its box")]
 
-use kshim::kthread::{self, Kthread, WorkerQueue};
+mod disk;
+
+pub use disk::{Disk, DiskHandler, FORMAT, How, MODE_SELECT, READ, Seen, TUR, WRITE, rw};
+
 use kshim::sync::{CondVar, Mutex};
 use kshim::time::{Delta, Instant};
 use scst_core::cmd::{
-    AllData, Cmd, CmdHome, CmdRef, CmdState, ExecCx, ExecRes, HomeId, RestartStatus, TgtHost,
-    ThreadsPoolType, cmd_done,
+    AllData, Cmd, CmdHome, CmdRef, CmdState, ExecCx, HomeId, RestartStatus, TgtHost,
 };
 use scst_core::consts::{DataDirection, QueueType, SamStatus};
 use scst_core::core::{Core, CoreParams, LunParams};
-use scst_core::dev_type::{DevHandler, ExecContext};
+use scst_core::dev_type::DevHandler;
 use scst_core::device::Device;
 use scst_core::mgmt::{MgmtCmd, TmFunction, TmParams, TmStatus};
 use scst_core::sense::{self, Sense};
 use scst_core::session::Session;
 use scst_core::template::TgtTemplate;
 use scst_core::tgt::Tgt;
-use scst_core::tgt_dev::TgtDev;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 /// No test waits longer for anything: what takes longer is stuck.
 pub const STUCK_S: i64 = 20;
 pub const BLOCK: u32 = 512;
-
-/// How the disk executes a command: the upper bits of its block address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum How {
-    /// At once.
-    Inline = 0,
-    /// Kept until the test says so ([`Disk::complete`]).
-    Held = 1,
-    /// Kept, and completed by another thread soon.
-    Later = 2,
-    /// On a thread of the pool.
-    Thread = 3,
-    /// Fails at once.
-    Fails = 4,
-    /// On a thread of the pool, kept there until the test says so.
-    HeldOnThread = 5,
-    /// Kept, but completed before `exec` returns.
-    PendingInline = 6,
-}
-
-impl How {
-    pub const ALL: [Self; 7] = [
-        Self::Inline,
-        Self::Held,
-        Self::Later,
-        Self::Thread,
-        Self::Fails,
-        Self::HeldOnThread,
-        Self::PendingInline,
-    ];
-
-    fn of(lba: u64) -> Self {
-        Self::ALL[(lba >> 16) as usize % Self::ALL.len()]
-    }
-}
-
-pub const READ: u8 = 0x28;
-pub const WRITE: u8 = 0x2a;
-pub const TUR: u8 = 0x00;
-pub const MODE_SELECT: u8 = 0x15;
-/// Strictly serialised, without data.
-pub const FORMAT: u8 = 0x04;
-
-/// A 10-byte CDB of one block that is executed like this.
-pub fn rw(op: u8, how: How) -> Vec<u8> {
-    let lba = (how as u32) << 16;
-    let mut cdb = vec![op, 0];
-    cdb.extend_from_slice(&lba.to_be_bytes());
-    cdb.extend_from_slice(&[0, 0, 1, 0]);
-    cdb
-}
-
-/// What the disk saw.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seen {
-    Began(u64),
-    Ended(u64),
-}
-
-#[derive(Default)]
-struct DiskState {
-    executing: BTreeMap<u64, (String, u64)>,
-    held: Vec<Box<Cmd>>,
-    log: Vec<Seen>,
-}
-
-/// The device handler.
-pub struct Disk {
-    name: String,
-    state: Mutex<DiskState>,
-    changed: CondVar,
-    later: Arc<WorkerQueue<(Box<Cmd>, Weak<Disk>)>>,
-    worker: Mutex<Option<Kthread>>,
-    pub threads_num: AtomicI32,
-    pub shared_pool: AtomicBool,
-    pub refuse_attach: AtomicBool,
-    pub attached: AtomicUsize,
-    pub tm_received: AtomicUsize,
-    pub tm_done: AtomicUsize,
-    /// Longest delay of [`How::Later`] and [`How::Thread`], in microseconds.
-    pub delay_us: AtomicU32,
-    rng: AtomicU64,
-    dev: Mutex<Weak<Device>>,
-}
-
-impl Disk {
-    pub fn new(name: &str) -> Arc<Self> {
-        let later: Arc<WorkerQueue<(Box<Cmd>, Weak<Disk>)>> = Arc::new(WorkerQueue::new());
-        let queue = Arc::clone(&later);
-        let worker = kthread::run("later", move |stop| {
-            while let Some((cmd, disk)) = queue.wait_next(stop) {
-                if let Some(disk) = disk.upgrade() {
-                    disk.pause();
-                    disk.end(&cmd);
-                }
-                cmd_done(cmd);
-            }
-        });
-        Arc::new(Self {
-            name: name.to_owned(),
-            state: Mutex::default(),
-            changed: CondVar::new(),
-            later,
-            worker: Mutex::new(Some(worker.expect("a thread"))),
-            threads_num: AtomicI32::new(0),
-            shared_pool: AtomicBool::new(false),
-            refuse_attach: AtomicBool::new(false),
-            attached: AtomicUsize::new(0),
-            tm_received: AtomicUsize::new(0),
-            tm_done: AtomicUsize::new(0),
-            delay_us: AtomicU32::new(0),
-            rng: AtomicU64::new(0x9e37_79b9_7f4a_7c15),
-            dev: Mutex::default(),
-        })
-    }
-
-    fn pause(&self) {
-        let max = u64::from(self.delay_us.load(Ordering::Relaxed));
-        if max > 0 {
-            let r = self.rng.fetch_add(0x9e37_79b9, Ordering::Relaxed);
-            let us = (r.wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 40) % max;
-            kshim::time::delay::fsleep(Delta::from_micros(us as i64));
-        }
-    }
-
-    fn begin(&self, cmd: &Cmd) {
-        let mut st = self.state.lock();
-        let who = cmd.session().initiator_name().to_owned();
-        let twice = st.executing.insert(cmd.tag(), (who, cmd.lun()));
-        assert!(twice.is_none(), "command executed twice: {cmd:?}");
-        st.log.push(Seen::Began(cmd.tag()));
-        self.changed.notify_all();
-    }
-
-    fn end(&self, cmd: &Cmd) {
-        let mut st = self.state.lock();
-        assert!(
-            st.executing.remove(&cmd.tag()).is_some(),
-            "ends twice: {cmd:?}"
-        );
-        st.log.push(Seen::Ended(cmd.tag()));
-        self.changed.notify_all();
-    }
-
-    /// Tags of the commands in the handler now.
-    pub fn executing(&self) -> BTreeSet<u64> {
-        self.state.lock().executing.keys().copied().collect()
-    }
-
-    pub fn executing_of(&self, initiator: &str, lun: u64, before: u64) -> Vec<u64> {
-        let st = self.state.lock();
-        let of = |(tag, (ini, l)): (&u64, &(String, u64))| {
-            (ini == initiator && *l == lun && *tag < before).then_some(*tag)
-        };
-        st.executing.iter().filter_map(of).collect()
-    }
-
-    pub fn log(&self) -> Vec<Seen> {
-        self.state.lock().log.clone()
-    }
-
-    /// Tags in the order in which execution began.
-    pub fn began(&self) -> Vec<u64> {
-        let began = |s: &Seen| match s {
-            Seen::Began(tag) => Some(*tag),
-            Seen::Ended(_) => None,
-        };
-        self.state.lock().log.iter().filter_map(began).collect()
-    }
-
-    /// Waits until the handler has begun with a command.
-    pub fn wait_began(&self, tag: u64) {
-        let end = Instant::now() + Delta::from_secs(STUCK_S);
-        let mut st = self.state.lock();
-        while !st.log.contains(&Seen::Began(tag)) {
-            assert!(Instant::now() < end, "command {tag} is not executed");
-            self.changed.wait_timeout(&mut st, Delta::from_millis(100));
-        }
-    }
-
-    /// Completes the kept command.
-    pub fn complete(&self, tag: u64) {
-        let cmd = {
-            let mut st = self.state.lock();
-            let at = st.held.iter().position(|c| c.tag() == tag);
-            let Some(at) = at else {
-                // On a thread: it waits for this.
-                st.executing.get(&tag).expect("the command is held");
-                st.executing.remove(&tag);
-                self.changed.notify_all();
-                return;
-            };
-            st.held.swap_remove(at)
-        };
-        self.end(&cmd);
-        cmd_done(cmd);
-    }
-
-    /// Completes every kept command.
-    pub fn complete_all(&self) {
-        loop {
-            let tags: Vec<u64> = self.state.lock().held.iter().map(|c| c.tag()).collect();
-            if tags.is_empty() {
-                break;
-            }
-            for t in tags {
-                self.complete(t);
-            }
-        }
-        let mut st = self.state.lock();
-        st.executing.clear();
-        self.changed.notify_all();
-    }
-
-    fn wait_on_thread(&self, tag: u64) {
-        let end = Instant::now() + Delta::from_secs(STUCK_S);
-        let mut st = self.state.lock();
-        while st.executing.contains_key(&tag) {
-            assert!(Instant::now() < end, "nobody completes {tag}");
-            self.changed.wait_timeout(&mut st, Delta::from_millis(100));
-        }
-        st.log.push(Seen::Ended(tag));
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        if let Some(w) = self.worker.lock().take() {
-            w.stop();
-        }
-    }
-}
-
-/// The handler of the core; the disk needs to know itself.
-pub struct DiskHandler(pub Arc<Disk>);
-
-impl DevHandler for DiskHandler {
-    fn name(&self) -> &'static str {
-        "mock_disk"
-    }
-    fn type_code(&self) -> u8 {
-        0
-    }
-    fn block_shift(&self) -> u8 {
-        9
-    }
-    fn threads_num(&self) -> i32 {
-        self.0.threads_num.load(Ordering::Relaxed)
-    }
-    fn threads_pool_type(&self) -> ThreadsPoolType {
-        if self.0.shared_pool.load(Ordering::Relaxed) {
-            ThreadsPoolType::Shared
-        } else {
-            ThreadsPoolType::PerInitiator
-        }
-    }
-    fn attach(&self, dev: &Arc<Device>) -> kshim::error::Result {
-        *self.0.dev.lock() = Arc::downgrade(dev);
-        Ok(())
-    }
-    fn attach_tgt(&self, _tgt_dev: &TgtDev) -> kshim::error::Result {
-        if self.0.refuse_attach.load(Ordering::Relaxed) {
-            return Err(kshim::error::code::EIO);
-        }
-        self.0.attached.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
-    fn detach_tgt(&self, _tgt_dev: &TgtDev) {
-        self.0.attached.fetch_sub(1, Ordering::Relaxed);
-    }
-    fn parse(&self, cmd: &mut Cmd) {
-        if cmd.info().is_none() {
-            cmd.set_sense(sense::INVALID_OPCODE);
-        }
-    }
-    fn task_mgmt_fn_received(&self, _mcmd: &MgmtCmd, _tgt_dev: &TgtDev) {
-        self.0.tm_received.fetch_add(1, Ordering::Relaxed);
-    }
-    fn task_mgmt_fn_done(&self, _mcmd: &MgmtCmd, _tgt_dev: &TgtDev) {
-        self.0.tm_done.fetch_add(1, Ordering::Relaxed);
-    }
-    fn exec(&self, mut cmd: Box<Cmd>, cx: ExecContext) -> ExecRes {
-        let disk = &self.0;
-        let how = if matches!(cmd.cdb()[0], READ | WRITE) {
-            How::of(cmd.lba())
-        } else if cmd.cdb()[0] == TUR {
-            How::ALL[usize::from(cmd.cdb()[1] >> 5) % How::ALL.len()]
-        } else {
-            How::Inline
-        };
-        let on_thread = matches!(how, How::Thread | How::HeldOnThread);
-        if on_thread && cx == ExecContext::Atomic {
-            return ExecRes::NeedThread(cmd);
-        }
-        disk.begin(&cmd);
-        if cmd.data_direction().has_read() {
-            let len = cmd.sg().len();
-            cmd.sg_mut().fill(0, len, 0x5a).expect("own pages");
-        }
-        match how {
-            How::Held => {
-                disk.state.lock().held.push(cmd);
-                ExecRes::Pending
-            }
-            How::Later => {
-                let weak = Arc::downgrade(disk);
-                disk.later.push((cmd, weak));
-                ExecRes::Pending
-            }
-            How::PendingInline => {
-                disk.end(&cmd);
-                cmd_done(cmd);
-                ExecRes::Pending
-            }
-            How::HeldOnThread => {
-                disk.wait_on_thread(cmd.tag());
-                ExecRes::Completed(cmd)
-            }
-            How::Fails => {
-                cmd.set_sense(sense::READ_ERROR);
-                disk.end(&cmd);
-                ExecRes::Completed(cmd)
-            }
-            How::Thread => {
-                disk.pause();
-                disk.end(&cmd);
-                ExecRes::Completed(cmd)
-            }
-            How::Inline => {
-                disk.end(&cmd);
-                ExecRes::Completed(cmd)
-            }
-        }
-    }
-}
 
 pub struct Template;
 
@@ -460,6 +126,8 @@ struct Host {
     live: BTreeSet<u64>,
     ended: BTreeSet<u64>,
     cache: Vec<Box<Cmd>>,
+    /// Data-out of the commands that get it at once.
+    out: Vec<u8>,
 }
 
 enum Todo {
@@ -484,7 +152,6 @@ impl TgtHost for Host {
         }
     }
     fn xmit_response(&mut self, cmd: Box<Cmd>) {
-        assert!(!cmd.is_no_resp(), "answered without nexus: {cmd:?}");
         let mut data = vec![0; cmd.resp_data_len() as usize];
         cmd.sg()
             .copy_to_slice(0, &mut data)
@@ -524,6 +191,10 @@ pub struct Spec {
     /// `None`: what the CDB says, for 10-byte reads and writes.
     pub expected: Option<(DataDirection, u32)>,
     pub sn: Option<u32>,
+    /// Instead of `lun`.
+    pub raw_lun: Option<[u8; 8]>,
+    /// Data-out.
+    pub out: Vec<u8>,
 }
 
 impl Spec {
@@ -534,6 +205,8 @@ impl Spec {
             queue_type: QueueType::Simple,
             expected: None,
             sn: None,
+            raw_lun: None,
+            out: Vec::new(),
         }
     }
     pub fn rw(op: u8, how: How) -> Self {
@@ -589,7 +262,8 @@ impl Ini {
         let mut first = [0u8; 16];
         let n = spec.cdb.len().min(16);
         first[..n].copy_from_slice(&spec.cdb[..n]);
-        let lun = [(spec.lun >> 8) as u8, spec.lun as u8, 0, 0, 0, 0, 0, 0];
+        let peripheral = [(spec.lun >> 8) as u8, spec.lun as u8, 0, 0, 0, 0, 0, 0];
+        let lun = spec.raw_lun.unwrap_or(peripheral);
         let mut cmd = self.sess.rx_cmd(self.host.cache.pop(), lun, &first, &[]);
         let tag = self.tags.fetch_add(1, Ordering::SeqCst);
         cmd.set_tag(tag);
@@ -612,6 +286,7 @@ impl Ini {
         let tag = cmd.tag();
         self.host.live.insert(tag);
         self.luns_of.insert(tag, spec.lun);
+        self.host.out.clone_from(&spec.out);
         cmd.init_done(&mut ExecCx::direct(self.home.id, &mut self.host));
         self.run_todo();
         tag
@@ -621,19 +296,20 @@ impl Ini {
         while let Some(todo) = self.host.todo.pop_front() {
             let fetch = self.host.hold.fetch;
             let fails = self.host.hold.xmit_fails;
+            let out = self.host.out.clone();
             let cx = &mut ExecCx::direct(self.home.id, &mut self.host);
             match todo {
                 Todo::Restart(mut cmd) => {
                     let data = if cmd.data_direction().has_write() && fetch {
                         AllData::ToFetch
                     } else {
-                        Self::give_data(&mut cmd);
+                        Self::give_data(&mut cmd, &out);
                         AllData::Received
                     };
                     cmd.restart(RestartStatus::Success, data, cx);
                 }
                 Todo::RxData(mut cmd) => {
-                    Self::give_data(&mut cmd);
+                    Self::give_data(&mut cmd, &out);
                     cmd.rx_data(RestartStatus::Success, cx);
                 }
                 Todo::Sent(mut cmd) => {
@@ -646,11 +322,13 @@ impl Ini {
         }
     }
 
-    fn give_data(cmd: &mut Cmd) {
+    fn give_data(cmd: &mut Cmd, out: &[u8]) {
         if cmd.data_direction().has_write() {
             let len = cmd.write_len() as usize;
             cmd.sg_mut().clear();
             cmd.sg_mut().push_alloc(len).expect("memory");
+            let n = len.min(out.len());
+            cmd.sg_mut().copy_from_slice(0, &out[..n]).expect("fits");
         }
     }
 
@@ -658,7 +336,7 @@ impl Ini {
     pub fn data(&mut self, tag: u64) {
         let (mut cmd, asked) = self.host.waiting.remove(&tag).expect("waits for data");
         let cx = &mut ExecCx::direct(self.home.id, &mut self.host);
-        Self::give_data(&mut cmd);
+        Self::give_data(&mut cmd, &[]);
         if asked {
             cmd.rx_data(RestartStatus::Success, cx);
         } else {
@@ -744,6 +422,7 @@ impl Ini {
         if self.check_tm && m.status() == TmStatus::Success {
             let luns = &self.luns_of;
             let concerned = |t: &&u64| match p.function {
+                TmFunction::ClearAca => false,
                 TmFunction::AbortTask => **t == p.tag,
                 TmFunction::NexusLossSess => **t < before,
                 TmFunction::TargetReset => **t < before && luns[*t] < self.fixed_luns,
@@ -865,15 +544,21 @@ impl Ini {
 
     /// Ends the session; nothing may be under way.
     pub fn close(self) {
-        assert_eq!((self.live(), self.tms_pending()), (0, 0));
         // The thread that gave a command to the handler may be about to tell the task set.
         let end = Instant::now() + Delta::from_secs(STUCK_S);
         for t in self.sess.tgt_devs() {
-            while !t.is_quiescent() {
+            let shared = t.dev.control.tst.load(Ordering::Relaxed) == 0;
+            while !(t.is_quiescent() || shared && t.active_commands() == 0) {
                 assert!(Instant::now() < end, "the task set is not idle: {t:?}");
                 kshim::time::delay::msleep(1);
             }
         }
+        self.leave();
+    }
+
+    /// Ends the session whatever there may be of it in its task sets, but commands.
+    pub fn leave(self) {
+        assert_eq!((self.live(), self.tms_pending()), (0, 0));
         let Self {
             core, sess, host, ..
         } = self;
@@ -902,6 +587,16 @@ impl Rig {
     }
 
     pub fn with(disks: Vec<Arc<Disk>>) -> Self {
+        let handler = |d: &Arc<Disk>| -> (String, Arc<dyn DevHandler>, bool) {
+            (d.name.clone(), Arc::new(DiskHandler(Arc::clone(d))), false)
+        };
+        let mut rig = Self::of(disks.iter().map(handler).collect());
+        rig.disks = disks;
+        rig
+    }
+
+    /// The same with other handlers, some of them read-only.
+    pub fn of(handlers: Vec<(String, Arc<dyn DevHandler>, bool)>) -> Self {
         let core = Core::new(CoreParams {
             threads: 3,
             ..CoreParams::default()
@@ -909,18 +604,16 @@ impl Rig {
         let core = core.expect("threads");
         let tgt = core.register_target(Arc::new(Template), "t").expect("new");
         let mut devs = Vec::new();
-        for (lun, d) in (0..).zip(&disks) {
-            let dev = core
-                .register_virtual_device(&d.name, Arc::new(DiskHandler(Arc::clone(d))))
-                .expect("new");
-            core.add_lun(&tgt, acg(&tgt), &dev, lun, LunParams::default())
+        for (lun, (name, handler, read_only)) in (0..).zip(handlers) {
+            let dev = core.register_virtual_device(&name, handler).expect("new");
+            core.add_lun(&tgt, acg(&tgt), &dev, lun, LunParams { read_only })
                 .expect("free");
             devs.push(dev);
         }
         Self {
             core,
             tgt,
-            disks,
+            disks: Vec::new(),
             devs,
             tags: Arc::new(AtomicU64::new(1)),
         }
@@ -958,7 +651,7 @@ impl Rig {
             tm_sent: BTreeMap::new(),
             check_tm: true,
             luns_of: HashMap::new(),
-            fixed_luns: self.disks.len() as u64,
+            fixed_luns: self.devs.len() as u64,
         }
     }
 
@@ -984,11 +677,17 @@ impl Rig {
         assert!(tgt.sessions().is_empty(), "sessions are closed first");
         for (dev, disk) in devs.iter().zip(&disks) {
             assert!(disk.executing().is_empty());
-            assert!(dev.is_quiescent(), "{dev:?}");
+            let end = Instant::now() + Delta::from_secs(STUCK_S);
+            while !dev.is_quiescent() {
+                assert!(Instant::now() < end, "something is left at {dev:?}");
+                kshim::time::delay::msleep(1);
+            }
             assert_eq!(disk.attached.load(Ordering::Relaxed), 0);
             let (received, done) = (&disk.tm_received, &disk.tm_done);
             let count = |c: &AtomicUsize| c.load(Ordering::Relaxed);
             assert_eq!(count(received), count(done), "fn_received and fn_done");
+        }
+        for dev in &devs {
             core.unregister_virtual_device(dev.name())
                 .expect("registered");
         }
