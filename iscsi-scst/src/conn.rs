@@ -8,12 +8,12 @@
 //! C source: `iscsi-scst/kernel/conn.c`, `nthread.c` (`close_conn`), `iscsi-scst/usr/conn.c`
 
 use crate::driver::IscsiDriver;
-use crate::ffp::Ffp;
+use crate::ffp::{Ffp, FromLogin};
 use crate::login::{
     DISCOVERY_IDLE_TIMEOUT_MS, LOGIN_TIMEOUT_MS, Login, LoginResult, Next, Outcome, Response,
 };
 use crate::pdu::{Bhs, LoginStatus, Tsih, Ttt};
-use crate::rx::RxState;
+use crate::rx::{RxState, SockReady};
 use crate::target::IscsiTarget;
 use crate::tx::{Flushed, TxData, TxPdu, TxQueue, TxResp};
 use kshim::error::{Result, code};
@@ -22,10 +22,11 @@ use kshim::reactor::{Cx, ReactorHandle, Ready, Source, Token};
 use kshim::sync::SpinLock;
 use kshim::time::{Delta, Instant};
 use kshim::{pr_debug, pr_err, pr_info, pr_warn_ratelimited};
-use scst_core::cmd::{AllData, Cmd, CmdHome, CmdRef, ExecCx, HomeId, RestartStatus};
-use scst_core::mgmt::{MgmtCmd, TmFunction, TmParams};
+use scst_core::cmd::{Cmd, CmdHome, CmdRef, HomeId};
+use scst_core::mgmt::MgmtCmd;
 use scst_core::session::Session;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Timer: the login must be done, or a discovery session has said nothing.
@@ -34,6 +35,12 @@ const TIMER_LOGIN: u32 = 0;
 const TIMER_NOP: u32 = 1;
 /// Timer: a response has to have been sent.
 const TIMER_RSP: u32 = 2;
+
+/// Room for messages that is kept between wake-ups.
+const MSGS_KEPT: usize = 64;
+
+/// Receive memory of a connection that is not logged in.
+const LOGIN_RX_CHUNK: usize = 16 << 10;
 
 /// Why a connection closes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +53,8 @@ pub(crate) enum CloseReason {
     Done,
     /// A new login took its place.
     Reinstated,
+    /// The target was reset cold.
+    Reset,
     /// It does not speak iSCSI.
     Protocol(&'static str),
     /// It did not answer or read in time.
@@ -54,6 +63,13 @@ pub(crate) enum CloseReason {
     Shutdown,
     /// We are out of memory.
     NoMemory,
+}
+
+/// A session that was made for a login.
+pub(crate) struct NewSession {
+    pub(crate) target: Arc<IscsiTarget>,
+    pub(crate) sess: Arc<Session>,
+    pub(crate) tsih: Tsih,
 }
 
 /// What others send to a connection.
@@ -65,7 +81,7 @@ pub(crate) enum ConnMsg {
     /// A task management request is complete.
     TmDone(Arc<MgmtCmd>),
     /// The session is registered, or not.
-    Created(std::result::Result<(Arc<Session>, Tsih), LoginStatus>),
+    Created(std::result::Result<NewSession, LoginStatus>),
     /// Close the connection.
     Close(CloseReason),
     /// The session is unregistered.
@@ -78,6 +94,7 @@ pub(crate) struct ConnShared {
     reactor: ReactorHandle,
     token: OnceLock<Token>,
     inbox: SpinLock<Vec<ConnMsg>>,
+    closing: AtomicBool,
     pub(crate) peer: SocketAddr,
     pub(crate) local: SocketAddr,
 }
@@ -94,6 +111,11 @@ impl ConnShared {
     #[inline]
     pub(crate) fn home_id(&self) -> HomeId {
         self.id
+    }
+
+    /// Whether the connection has begun to close.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
     }
 
     /// Sends a message. Messages arrive in order; many cost one wake-up. Context: any.
@@ -158,12 +180,15 @@ pub(crate) struct Conn {
     login_tx: TxQueue,
     close_after_flush: bool,
     half_open: bool,
-    /// The socket is full; what was read is not processed before it drains.
-    tx_blocked: bool,
+    pub(crate) sock_ready: SockReady,
+    /// The socket is full: how many responses had been sent when [`TIMER_RSP`] was armed.
+    tx_blocked: Option<u32>,
     last_rx: Instant,
-    /// The ping that is not answered yet.
-    ping: Option<Ttt>,
+    /// The ping that is not answered yet, and when it was sent.
+    ping: Option<(Ttt, Instant)>,
     ping_count: u32,
+    /// Scratch of [`Source::woken`], kept for its capacity.
+    msgs: Vec<ConnMsg>,
 }
 
 impl Conn {
@@ -181,6 +206,7 @@ impl Conn {
             reactor,
             token: OnceLock::new(),
             inbox: SpinLock::new(Vec::new()),
+            closing: AtomicBool::new(false),
             peer,
             local: sock.local_addr()?,
         });
@@ -189,16 +215,18 @@ impl Conn {
             shared: Arc::clone(&shared),
             driver: Arc::clone(driver),
             sock,
-            rx: RxBuf::new(RX_CHUNK),
+            rx: RxBuf::new(LOGIN_RX_CHUNK),
             rx_state: RxState::default(),
             phase: Phase::Login(Box::new(Login::new())),
             login_tx: TxQueue::default(),
             close_after_flush: false,
             half_open: true,
-            tx_blocked: false,
+            sock_ready: SockReady::default(),
+            tx_blocked: None,
             last_rx: cx.now(),
             ping: None,
             ping_count: 0,
+            msgs: Vec::new(),
         };
         let token = cx.add(Some(fd), |_| Box::new(conn))?;
         let _ = shared.token.set(token);
@@ -284,47 +312,36 @@ impl Conn {
     fn session_created(
         &mut self,
         cx: &mut Cx<'_>,
-        made: std::result::Result<(Arc<Session>, Tsih), LoginStatus>,
+        made: std::result::Result<NewSession, LoginStatus>,
     ) {
         let old = std::mem::replace(&mut self.phase, Phase::Leaving);
         let Phase::Creating(mut login) = old else {
             // Closed while it was being created.
             match made {
-                Ok((sess, _)) => self.remove_session(sess),
+                Ok(new) => self
+                    .driver
+                    .remove_session(&self.shared, &new.target, new.sess),
                 Err(_) => self.gone(cx),
             }
             return;
         };
-        let (sess, result) = match made {
-            Ok((sess, tsih)) => (Some(sess), Ok(tsih)),
-            Err(status) => (None, Err(status)),
-        };
-        let outcome = login.session_created(result);
-        self.phase = Phase::Login(login);
-        let Outcome { response, next } = outcome;
+        let result = made.as_ref().map(|new| new.tsih).map_err(|status| *status);
+        let Outcome { response, next } = login.session_created(result);
         if let Some(response) = response {
             self.queue_login_response(response);
         }
-        match (next, sess) {
-            (Next::FullFeature(result), Some(sess)) => self.enter_full_feature(cx, sess, &result),
-            (_, sess) => {
-                if let Some(sess) = sess {
-                    self.remove_session(sess);
-                }
+        match (next, made) {
+            (Next::FullFeature(result), Ok(new)) => self.enter_full_feature(cx, new.sess, &result),
+            (_, Ok(new)) => {
+                // The login cannot refuse a session that it asked for; if it does, the connection goes with it.
+                self.shutdown();
+                self.driver
+                    .remove_session(&self.shared, &new.target, new.sess);
+            }
+            (_, Err(_)) => {
+                self.phase = Phase::Login(login);
                 self.close_after_flush = true;
             }
-        }
-    }
-
-    fn remove_session(&mut self, sess: Arc<Session>) {
-        // The target is found by the session: an IscsiTarget of that name exists as long as it has sessions.
-        let target = self
-            .driver
-            .targets()
-            .into_iter()
-            .find(|t| Arc::ptr_eq(t.tgt(), sess.tgt()));
-        if let Some(target) = target {
-            self.driver.remove_session(&self.shared, &target, sess);
         }
     }
 
@@ -336,74 +353,87 @@ impl Conn {
     ) {
         self.leave_half_open();
         cx.cancel_timer(cx.token(), TIMER_LOGIN);
-        let tx = std::mem::take(&mut self.login_tx);
-        let ffp = Ffp::new(
-            Arc::clone(&self.shared),
-            sess,
-            Arc::clone(&login.target),
-            login.params.clone(),
-            tx,
-            login.exp_cmd_sn,
-            login.stat_sn,
-        );
+        let from_login = FromLogin {
+            params: login.params.clone(),
+            tx: std::mem::take(&mut self.login_tx),
+            exp_cmd_sn: login.exp_cmd_sn,
+            stat_sn: login.stat_sn,
+        };
+        let (shared, driver) = (Arc::clone(&self.shared), Arc::clone(&self.driver));
+        let target = Arc::clone(&login.target);
+        let ffp = Ffp::new(shared, driver, sess, target, from_login);
         self.phase = Phase::Full(Box::new(ffp));
+        self.tx_blocked = None;
+        // What the peer has sent ahead moves to a buffer of full size.
+        let mut rx = RxBuf::new(RX_CHUNK);
+        if !self.rx.is_empty() && rx.extend_from_slice(self.rx.data()).is_err() {
+            self.close(cx, CloseReason::NoMemory);
+            return;
+        }
+        self.rx = rx;
+        self.last_rx = cx.now();
         self.arm_nop(cx, cx.now());
     }
 
     /// Receives, processes and answers until nothing is left to do or the round's share is used up.
-    fn run(&mut self, cx: &mut Cx<'_>, ev: Ready) {
-        if let Err(reason) = self.receive(cx, ev) {
+    fn run(&mut self, cx: &mut Cx<'_>) {
+        if let Err(reason) = self.receive(cx) {
             self.close(cx, reason);
         }
     }
 
-    /// Sends what is queued; ends commands whose response is out. Answers whether the queue is empty.
-    pub(crate) fn flush(&mut self, cx: &mut Cx<'_>) -> std::result::Result<Flushed, CloseReason> {
-        let tx = match &mut self.phase {
-            Phase::Full(ffp) => &mut ffp.tx,
-            Phase::Login(_) | Phase::Creating(_) => &mut self.login_tx,
-            Phase::Draining(_) | Phase::Leaving => return Ok(Flushed::All),
-        };
-        if tx.is_empty() {
-            return self.flushed(cx, Flushed::All);
-        }
-        let flushed = tx.flush(&self.sock).map_err(CloseReason::Peer)?;
-        if let Phase::Full(ffp) = &mut self.phase {
-            ffp.finish_sent();
-        }
-        self.flushed(cx, flushed)
-    }
-
-    fn flushed(
-        &mut self,
-        cx: &mut Cx<'_>,
-        flushed: Flushed,
-    ) -> std::result::Result<Flushed, CloseReason> {
-        let was_blocked = std::mem::replace(&mut self.tx_blocked, flushed == Flushed::Blocked);
-        if let Phase::Full(ffp) = &self.phase {
-            if ffp.fatal {
-                return Err(CloseReason::NoMemory);
-            }
-            if self.tx_blocked != was_blocked {
-                let token = cx.token();
-                if self.tx_blocked {
-                    let timeout = i64::from(ffp.target.params().rsp_timeout);
-                    cx.set_timer(token, TIMER_RSP, cx.now() + Delta::from_secs(timeout));
+    /// Sends what is queued and ends the commands whose responses are out. Errors: why the connection is over.
+    pub(crate) fn flush(&mut self, cx: &mut Cx<'_>) -> std::result::Result<(), CloseReason> {
+        let (flushed, over) = match &mut self.phase {
+            Phase::Full(ffp) => {
+                ffp.admit_writes();
+                ffp.announce_window();
+                let flushed = if ffp.tx.is_empty() {
+                    Ok(Flushed::All)
                 } else {
-                    cx.cancel_timer(token, TIMER_RSP);
+                    ffp.tx.flush(&self.sock)
+                };
+                // Also what was sent before an error.
+                ffp.finish_sent();
+                if let Some(reason) = ffp.fatal {
+                    return Err(reason);
                 }
+                (flushed, ffp.close_after_flush)
             }
-            if ffp.close_after_flush && flushed == Flushed::All {
-                return Err(CloseReason::Done);
+            Phase::Login(_) | Phase::Creating(_) => {
+                (self.login_tx.flush(&self.sock), self.close_after_flush)
             }
-        } else if self.close_after_flush && flushed == Flushed::All {
+            Phase::Draining(_) | Phase::Leaving => return Ok(()),
+        };
+        let flushed = flushed.map_err(CloseReason::Peer)?;
+        if over && flushed == Flushed::All {
             return Err(CloseReason::Done);
         }
-        Ok(flushed)
+        self.note_blocked(cx, flushed);
+        Ok(())
     }
 
-    pub(crate) fn is_clogged(&self) -> bool {
-        matches!(&self.phase, Phase::Full(ffp) if ffp.tx.is_clogged())
+    /// Watches that the peer takes its responses in time: each within RspTimeout of its predecessor.
+    #[inline]
+    fn note_blocked(&mut self, cx: &mut Cx<'_>, flushed: Flushed) {
+        let Phase::Full(ffp) = &self.phase else {
+            return;
+        };
+        match (flushed, self.tx_blocked) {
+            (Flushed::All, None) => {}
+            (Flushed::All, Some(_)) => {
+                self.tx_blocked = None;
+                cx.cancel_timer(cx.token(), TIMER_RSP);
+            }
+            (Flushed::Blocked, before) => {
+                let sent = ffp.tx.responses_sent();
+                if before != Some(sent) {
+                    let timeout = Delta::from_secs(i64::from(ffp.target.params().rsp_timeout));
+                    self.tx_blocked = Some(sent);
+                    cx.set_timer(cx.token(), TIMER_RSP, cx.now() + timeout);
+                }
+            }
+        }
     }
 
     pub(crate) fn note_rx(&mut self, now: Instant) {
@@ -412,7 +442,7 @@ impl Conn {
 
     /// An answer to a ping has come.
     pub(crate) fn ping_answered(&mut self, ttt: Ttt) {
-        if self.ping == Some(ttt) {
+        if self.ping.is_some_and(|(sent, _)| sent == ttt) {
             self.ping = None;
         }
     }
@@ -433,8 +463,15 @@ impl Conn {
             return;
         };
         let params = ffp.target.params();
-        if self.ping.is_some() {
-            self.close(cx, CloseReason::Timeout("NOP-In not answered"));
+        let timeout = Delta::from_secs(i64::from(params.nop_in_timeout));
+        if let Some((_, sent)) = self.ping {
+            // A peer whose bytes still come is there, and one that is not listened to cannot answer.
+            if !self.rx_must_wait() && self.last_rx <= sent {
+                self.close(cx, CloseReason::Timeout("NOP-In not answered"));
+                return;
+            }
+            self.ping = self.ping.map(|(ttt, _)| (ttt, cx.now()));
+            cx.set_timer(cx.token(), TIMER_NOP, cx.now() + timeout);
             return;
         }
         let interval = Delta::from_secs(i64::from(params.nop_in_interval));
@@ -444,12 +481,11 @@ impl Conn {
         }
         self.ping_count = self.ping_count.wrapping_add(1);
         let ttt = Ttt(self.ping_count & 0x7fff_ffff);
-        self.ping = Some(ttt);
+        self.ping = Some((ttt, cx.now()));
         ffp.nop_in_ping(ttt);
         // A quiet connection keeps no memory that it does not need.
         ffp.shrink();
-        let at = cx.now() + Delta::from_secs(i64::from(params.nop_in_timeout));
-        cx.set_timer(cx.token(), TIMER_NOP, at);
+        cx.set_timer(cx.token(), TIMER_NOP, cx.now() + timeout);
         if let Err(reason) = self.flush(cx) {
             self.close(cx, reason);
         }
@@ -466,6 +502,7 @@ impl Conn {
             _ => pr_debug!("{peer}: closing ({reason:?})"),
         }
         self.leave_half_open();
+        self.shared.closing.store(true, Ordering::Release);
         match old {
             Phase::Login(_) => {
                 self.shutdown();
@@ -477,7 +514,7 @@ impl Conn {
                 self.shutdown();
                 cx.cancel_timer(cx.token(), TIMER_NOP);
                 cx.cancel_timer(cx.token(), TIMER_RSP);
-                self.drain(cx, ffp);
+                self.drain(ffp);
             }
             Phase::Draining(ffp) => self.phase = Phase::Draining(ffp),
         }
@@ -493,59 +530,28 @@ impl Conn {
 
     /// Ends what is parked here, and has the rest aborted.
     #[doc(alias = "close_conn")]
-    fn drain(&mut self, cx: &mut Cx<'_>, mut ffp: Box<Ffp>) {
+    fn drain(&mut self, mut ffp: Box<Ffp>) {
         let sess = Arc::clone(&ffp.sess);
         let (ini, tgt) = (sess.initiator_name(), sess.tgt().name());
         pr_info!(
             "Closing connection of {} (initiator {ini}, target {tgt})",
             self.shared.peer
         );
-        ffp.pending.clear();
-        let home = self.shared.home_id();
-        for mut cmd in ffp.tx.take_unsent() {
-            cmd.set_delivery_failed();
-            cmd.tgt_cmd_done(&mut ExecCx::direct(home, &mut *ffp));
-        }
-        let (waiting, answers) = ffp.waits.take_all();
-        for mut cmd in answers {
-            cmd.set_delivery_failed();
-            cmd.tgt_cmd_done(&mut ExecCx::direct(home, &mut *ffp));
-        }
-        for cmd in waiting {
-            let cx = &mut ExecCx::direct(home, &mut *ffp);
-            cmd.restart(RestartStatus::ErrorFatal, AllData::Received, cx);
-        }
-        if let Some(crate::ffp::Handed::Preprocessed(cmd)) = ffp.take_handed() {
-            let cx = &mut ExecCx::direct(home, &mut *ffp);
-            cmd.restart(RestartStatus::ErrorFatal, AllData::Received, cx);
-        }
+        ffp.end_all();
         if ffp.live_cmds != 0 {
-            ffp.live_tmfs = ffp.live_tmfs.saturating_add(1);
-            sess.rx_mgmt_fn(TmParams {
-                function: TmFunction::NexusLossSess,
-                lun: 0,
-                tag: 0,
-                cmd_sn: None,
-                tgt_priv: 0,
-            });
+            ffp.lose_nexus();
         }
         self.phase = Phase::Draining(ffp);
-        self.check_drained(cx);
+        self.check_drained();
     }
 
     /// Has the session unregistered once nothing of it is under way.
-    fn check_drained(&mut self, _cx: &mut Cx<'_>) {
+    fn check_drained(&mut self) {
         let Phase::Draining(ffp) = &mut self.phase else {
             return;
         };
-        // Responses that were queued after the close.
-        let unsent = ffp.tx.take_unsent();
-        let home = self.shared.home_id();
-        for mut cmd in unsent {
-            cmd.set_delivery_failed();
-            cmd.tgt_cmd_done(&mut ExecCx::direct(home, &mut **ffp));
-        }
-        if ffp.live_cmds != 0 || ffp.live_tmfs != 0 {
+        ffp.end_all();
+        if ffp.live_cmds != 0 || ffp.tm.under_way() {
             return;
         }
         let old = std::mem::replace(&mut self.phase, Phase::Leaving);
@@ -563,21 +569,17 @@ impl Conn {
     fn message(&mut self, cx: &mut Cx<'_>, msg: ConnMsg) {
         match msg {
             ConnMsg::Cmd(cmd) => match &mut self.phase {
-                Phase::Full(ffp) => ffp.process(cmd),
-                Phase::Draining(ffp) => {
-                    ffp.process(cmd);
-                    let home = self.shared.home_id();
-                    if let Some(crate::ffp::Handed::Preprocessed(cmd)) = ffp.take_handed() {
-                        let cx = &mut ExecCx::direct(home, &mut **ffp);
-                        cmd.restart(RestartStatus::ErrorFatal, AllData::Received, cx);
-                    }
-                }
+                Phase::Full(ffp) | Phase::Draining(ffp) => ffp.process(cmd),
                 _ => pr_err!("Command came home to a connection without session: {cmd:?}"),
             },
-            ConnMsg::Reap(cmd) => self.reap(&cmd),
+            ConnMsg::Reap(cmd) => {
+                if let Phase::Full(ffp) | Phase::Draining(ffp) = &mut self.phase {
+                    ffp.reap(&cmd);
+                }
+            }
             ConnMsg::TmDone(mcmd) => match &mut self.phase {
                 Phase::Full(ffp) => ffp.task_mgmt_fn_done(&mcmd),
-                Phase::Draining(ffp) => ffp.live_tmfs = ffp.live_tmfs.saturating_sub(1),
+                Phase::Draining(ffp) => ffp.tm.done_unanswered(&mcmd),
                 _ => {}
             },
             ConnMsg::Created(made) => self.session_created(cx, made),
@@ -592,24 +594,6 @@ impl Conn {
             }
         }
     }
-
-    /// Gives up a command that task management aborted, if it waits for data here.
-    fn reap(&mut self, cmd: &CmdRef) {
-        let (Phase::Full(ffp) | Phase::Draining(ffp)) = &mut self.phase else {
-            return;
-        };
-        if let RxState::Data(data) = &self.rx_state
-            && data.is_for(&mut ffp.waits, cmd)
-        {
-            // Its data is being received this moment; the end of the PDU finds the mark.
-            return;
-        }
-        if let Some(cmd) = ffp.waits.take_aborted(|c| cmd.is(c)) {
-            let home = self.shared.home_id();
-            let cx = &mut ExecCx::direct(home, &mut **ffp);
-            cmd.restart(RestartStatus::Error, AllData::Received, cx);
-        }
-    }
 }
 
 fn millis(ms: u64) -> Delta {
@@ -618,17 +602,21 @@ fn millis(ms: u64) -> Delta {
 
 impl Source for Conn {
     fn ready(&mut self, cx: &mut Cx<'_>, ev: Ready) {
-        self.run(cx, ev);
+        self.sock_ready.note(ev);
+        self.run(cx);
     }
 
     fn woken(&mut self, cx: &mut Cx<'_>) {
-        let msgs = std::mem::take(&mut *self.shared.inbox.lock());
-        for msg in msgs {
+        let mut msgs = std::mem::take(&mut self.msgs);
+        std::mem::swap(&mut msgs, &mut *self.shared.inbox.lock());
+        for msg in msgs.drain(..) {
             self.message(cx, msg);
         }
-        self.check_drained(cx);
+        msgs.shrink_to(MSGS_KEPT);
+        self.msgs = msgs;
+        self.check_drained();
         // A parked command may have come back, and responses are there to be sent.
-        self.run(cx, Ready::empty());
+        self.run(cx);
     }
 
     fn timer(&mut self, cx: &mut Cx<'_>, slot: u32) {
@@ -658,9 +646,10 @@ impl Conn {
     /// Whether receiving has to wait: for the session, for a parked command, for the socket to drain.
     pub(crate) fn rx_must_wait(&self) -> bool {
         match &self.phase {
-            Phase::Login(_) => self.close_after_flush,
+            Phase::Login(_) => self.close_after_flush || self.login_tx.is_clogged_for_login(),
             Phase::Full(ffp) => {
-                ffp.close_after_flush || ffp.tx.is_clogged() || self.rx_state.is_parked()
+                let over = ffp.close_after_flush || ffp.fatal.is_some();
+                over || ffp.tx.is_clogged() || self.rx_state.is_parked()
             }
             Phase::Creating(_) | Phase::Draining(_) | Phase::Leaving => true,
         }

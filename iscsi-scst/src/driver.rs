@@ -2,13 +2,13 @@
 //!
 //! C source: `iscsi-scst/kernel/config.c`, `iscsi-scst/usr/iscsi_scstd.c`
 
-use crate::conn::{CloseReason, Conn, ConnMsg, ConnShared};
+use crate::conn::{CloseReason, Conn, ConnMsg, ConnShared, NewSession};
 use crate::login::{
     DiscoveredTarget, LoginEnv, LoginResult, MAX_HALF_OPEN_LOGINS, ServiceState, SessionState,
     TargetInfo,
 };
 use crate::param::{KeyValues, TgtParams};
-use crate::pdu::{Cid, Isid, LoginStatus};
+use crate::pdu::{Cid, Isid, LoginStatus, Tsih};
 use crate::target::{Claim, IscsiTarget};
 use kshim::error::{Error, code};
 use kshim::net::{Socket, TcpListener};
@@ -52,6 +52,22 @@ struct Portal {
     addr: SocketAddr,
     reactor: ReactorHandle,
     token: Token,
+}
+
+impl Portal {
+    /// Stops listening. No connection is taken any more when it returns. Context: may sleep.
+    fn close(self) {
+        let done = Arc::new(Completion::new());
+        let (closed, token) = (Arc::clone(&done), self.token);
+        let posted = self.reactor.post(move |cx| {
+            cx.remove(token);
+            closed.complete_all();
+        });
+        let limit = Delta::from_secs(STOP_TIMEOUT_S);
+        if posted && !self.reactor.is_current() && !done.wait_for_completion_timeout(limit) {
+            pr_warn_ratelimited!("Portal {} is slow to close", self.addr);
+        }
+    }
 }
 
 impl std::fmt::Debug for IscsiDriver {
@@ -152,7 +168,7 @@ impl IscsiDriver {
     pub fn stop(&self) -> bool {
         self.stopping.store(true, Ordering::SeqCst);
         for p in std::mem::take(&mut *self.portals.lock()) {
-            p.reactor.post(move |cx| cx.remove(p.token));
+            p.close();
         }
         for target in self.targets() {
             for conn in target.close() {
@@ -241,49 +257,66 @@ impl IscsiDriver {
     ) {
         let (driver, conn, login) = (Arc::clone(self), Arc::clone(conn), login.clone());
         self.core
-            .post_mgmt(move |core| driver.claim_session(core, conn, login));
+            .post_mgmt(move |core| driver.claim_session(core, &conn, &login));
     }
 
     fn claim_session(
-        self: Arc<Self>,
+        self: &Arc<Self>,
         core: &Arc<Core>,
-        conn: Arc<ConnShared>,
-        login: LoginResult<Arc<IscsiTarget>>,
+        conn: &Arc<ConnShared>,
+        login: &LoginResult<Arc<IscsiTarget>>,
     ) {
         let target = Arc::clone(&login.target);
         let again = || {
-            let (driver, conn, login) = (Arc::clone(&self), Arc::clone(&conn), login.clone());
-            Box::new(move |core: &Arc<Core>| driver.claim_session(core, conn, login))
+            let (driver, conn, login) = (Arc::clone(self), Arc::clone(conn), login.clone());
+            Box::new(move |core: &Arc<Core>| driver.claim_session(core, &conn, &login))
                 as Box<dyn FnOnce(&Arc<Core>) + Send>
         };
-        match target.claim(&login.initiator_name, login.isid, login.cid, &conn, again) {
+        if conn.is_closing() {
+            return conn.send(ConnMsg::Created(Err(LoginStatus::TargetError)));
+        }
+        match target.claim(login, conn, again) {
             Claim::Granted(tsih) => {
-                let home: Arc<dyn scst_core::cmd::CmdHome> = Arc::clone(&conn) as _;
-                let ua = sense::RESET_UA;
-                let made = core.register_session(
-                    target.tgt(),
-                    &login.initiator_name,
-                    home,
-                    u64::from(tsih.0),
-                    ua,
-                );
-                let made = made.map(|sess| (sess, tsih)).map_err(|e| {
-                    pr_err_ratelimited!("Session of {} refused: {e}", login.initiator_name);
-                    for waiter in target.release(&conn) {
-                        core.post_mgmt(waiter);
-                    }
-                    LoginStatus::OutOfResources
-                });
+                let made = self.register_session(core, &target, conn, login, tsih);
                 conn.send(ConnMsg::Created(made));
             }
-            Claim::Waiting(old) => {
+            Claim::Waiting { old, given_up } => {
                 pr_info!(
                     "Session of {} reinstated: closing the old one",
                     login.initiator_name
                 );
                 old.send(ConnMsg::Close(CloseReason::Reinstated));
+                if let Some(conn) = given_up {
+                    conn.send(ConnMsg::Close(CloseReason::Reinstated));
+                    conn.send(ConnMsg::Created(Err(LoginStatus::TargetError)));
+                }
             }
+            Claim::Full => conn.send(ConnMsg::Created(Err(LoginStatus::OutOfResources))),
             Claim::Closed => conn.send(ConnMsg::Created(Err(LoginStatus::ServiceUnavailable))),
+        }
+    }
+
+    fn register_session(
+        &self,
+        core: &Arc<Core>,
+        target: &Arc<IscsiTarget>,
+        conn: &Arc<ConnShared>,
+        login: &LoginResult<Arc<IscsiTarget>>,
+        tsih: Tsih,
+    ) -> Result<NewSession, LoginStatus> {
+        let home: Arc<dyn scst_core::cmd::CmdHome> = Arc::clone(conn) as _;
+        let (ini, ua) = (&login.initiator_name, sense::RESET_UA);
+        let made = core.register_session(target.tgt(), ini, home, u64::from(tsih.0), ua);
+        let target = Arc::clone(target);
+        match made {
+            Ok(sess) => Ok(NewSession { target, sess, tsih }),
+            Err(e) => {
+                pr_err_ratelimited!("Session of {ini} refused: {e}");
+                if let Some(waiter) = target.release(conn) {
+                    core.post_mgmt(waiter);
+                }
+                Err(LoginStatus::OutOfResources)
+            }
         }
     }
 
@@ -300,7 +333,7 @@ impl IscsiDriver {
         self.core.post_mgmt(move |core| {
             core.unregister_session(&sess);
             drop(sess);
-            for waiter in target.release(&conn) {
+            if let Some(waiter) = target.release(&conn) {
                 core.post_mgmt(waiter);
             }
             conn.send(ConnMsg::Gone);

@@ -7,25 +7,25 @@
 //!
 //! C source: `iscsi-scst/kernel/iscsi.c`
 
-use crate::conn::ConnShared;
-use crate::data_out::{DataWaits, WaitKey};
+use crate::conn::{CloseReason, ConnShared};
+use crate::data_out::{DataWaits, Taken, WaitKey};
+use crate::driver::IscsiDriver;
+use crate::login::TextExchange;
 use crate::param::SessParams;
 use crate::pdu::hdr::{
-    DataInHdr, LogoutRspHdr, NopInHdr, R2tHdr, RejectHdr, ScsiRspHdr, TaskMgtRspHdr,
+    DataInHdr, LogoutRspHdr, NopInHdr, R2tHdr, RejectHdr, ScsiRspHdr, TextRspHdr,
 };
-use crate::pdu::{
-    BHS_LEN, Bhs, Itt, LogoutResponse, RejectReason, ScsiResponse, TmfResponse, Ttt, flags,
-};
+use crate::pdu::{BHS_LEN, Bhs, Itt, LogoutResponse, RejectReason, ScsiResponse, Ttt, flags};
+use crate::pending::PendingRequests;
 use crate::sn::{CmdSn, DataSn, StatSn};
 use crate::target::IscsiTarget;
-use crate::tx::{TxData, TxPdu, TxQueue, TxResp};
+use crate::tm::TmRequests;
+use crate::tx::{Cmds, TxData, TxPdu, TxQueue, TxResp};
 use kshim::page::RxSlice;
-use kshim::scatterlist::SGTable;
-use scst_core::cmd::{Cmd, ExecCx, TgtHost};
+use scst_core::cmd::{AllData, Cmd, ExecCx, RestartStatus, TgtHost};
 use scst_core::consts::SamStatus;
-use scst_core::mgmt::MgmtCmd;
+use scst_core::sense;
 use scst_core::session::Session;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Finished commands kept for reuse when the connection is quiet; above it they are dropped.
@@ -38,21 +38,19 @@ pub(crate) const MAX_IMMEDIATE: u32 = 64;
 const PRIV_WINDOW: u64 = 1 << 32;
 /// Bit of a command's `tgt_priv`: it takes one of the [`MAX_IMMEDIATE`] places.
 const PRIV_IMMEDIATE: u64 = 1 << 33;
-
-/// A request that is ahead of its turn.
-#[derive(Debug)]
-pub(crate) struct Pending {
-    pub(crate) bhs: Bhs,
-    pub(crate) ahs: Vec<u8>,
-    pub(crate) data: Option<RxSlice>,
-}
+/// Bit of a command's `tgt_priv`: it is the one that the receive side just handed to the core.
+const PRIV_CURRENT: u64 = 1 << 34;
+/// Bit of a command's `tgt_priv`: its write data is counted against the connection's share.
+pub(crate) const PRIV_ADMITTED: u64 = 1 << 35;
 
 /// What became of the command that the receive loop just handed to the core.
 #[derive(Debug)]
 pub(crate) enum Handed {
     /// The core waits for its data, or for the word to go on.
     Preprocessed(Box<Cmd>),
-    /// It is answered already.
+    /// Its answer is there, but data of it is still to come.
+    Held(Box<Cmd>),
+    /// It is answered already, or ended without an answer.
     Answered,
     /// The core keeps it for now (activity is suspended).
     Parked,
@@ -62,9 +60,8 @@ pub(crate) enum Handed {
 enum Current {
     #[default]
     None,
-    /// Between reception and `preprocessing_done`; `hold`: its answer must wait for unsolicited data.
+    /// Between reception and `preprocessing_done`; `hold`: its answer must wait for data that is still to come.
     Rx {
-        itt: Itt,
         hold: bool,
     },
     Preprocessed(Box<Cmd>),
@@ -73,15 +70,17 @@ enum Current {
 }
 
 /// Whether the caller may sleep is never a question here: everything runs on the connection's reactor.
-#[derive(Debug)]
 pub(crate) struct Ffp {
     pub(crate) shared: Arc<ConnShared>,
+    pub(crate) driver: Arc<IscsiDriver>,
     pub(crate) sess: Arc<Session>,
     pub(crate) target: Arc<IscsiTarget>,
     pub(crate) params: SessParams,
+    pub(crate) text: TextExchange,
     pub(crate) tx: TxQueue,
-    pub(crate) waits: DataWaits,
-    pub(crate) pending: BTreeMap<u32, Pending>,
+    pub(crate) waits: DataWaits<Box<Cmd>>,
+    pub(crate) pending: PendingRequests,
+    pub(crate) tm: TmRequests,
     pub(crate) exp_cmd_sn: CmdSn,
     stat_sn: StatSn,
     queued_commands: u32,
@@ -90,70 +89,107 @@ pub(crate) struct Ffp {
     immediate_cmds: u32,
     /// Commands between reception and recycling.
     pub(crate) live_cmds: u32,
-    /// Task management requests under way.
-    pub(crate) live_tmfs: u32,
-    /// Answers that wait until ExpCmdSN has caught up with their request.
-    tm_held: Vec<(CmdSn, Itt, TmfResponse)>,
-    cache: Vec<Box<Cmd>>,
+    /// A command left the closed window without an answer that would tell the initiator.
+    window_moved: bool,
+    cache: Cmds,
     current: Current,
-    /// Close the connection once everything queued is sent.
+    /// Close the connection once everything queued is sent; nothing more is queued.
     pub(crate) close_after_flush: bool,
-    pub(crate) fatal: bool,
+    /// Close the connection at once.
+    pub(crate) fatal: Option<CloseReason>,
+}
+
+/// What a connection brings along from its login.
+pub(crate) struct FromLogin {
+    pub(crate) params: SessParams,
+    pub(crate) tx: TxQueue,
+    pub(crate) exp_cmd_sn: CmdSn,
+    pub(crate) stat_sn: StatSn,
 }
 
 impl Ffp {
     pub(crate) fn new(
         shared: Arc<ConnShared>,
+        driver: Arc<IscsiDriver>,
         sess: Arc<Session>,
         target: Arc<IscsiTarget>,
-        params: SessParams,
-        mut tx: TxQueue,
-        exp_cmd_sn: CmdSn,
-        stat_sn: StatSn,
+        login: FromLogin,
     ) -> Self {
+        let FromLogin {
+            params,
+            mut tx,
+            exp_cmd_sn,
+            stat_sn,
+        } = login;
         tx.set_digests(params.digests());
         let queued_commands = target.params().queued_commands;
         Self {
             shared,
+            driver,
             sess,
             target,
-            params,
+            text: TextExchange::new(params.max_xmit_data_segment_length),
             tx,
-            waits: DataWaits::new(),
-            pending: BTreeMap::new(),
+            waits: DataWaits::new(params.data_pdu_in_order),
+            params,
+            pending: PendingRequests::default(),
+            tm: TmRequests::default(),
             exp_cmd_sn,
             stat_sn,
             queued_commands,
             active_cmds: 0,
             immediate_cmds: 0,
             live_cmds: 0,
-            live_tmfs: 0,
-            tm_held: Vec::new(),
+            window_moved: false,
             cache: Vec::new(),
             current: Current::None,
             close_after_flush: false,
-            fatal: false,
+            fatal: None,
         }
     }
 
-    /// The last CmdSN that may be sent now. `MaxCmdSN = ExpCmdSN + max(-1, QueuedCommands - active - 1)`.
+    /// The last CmdSN that may be sent now: `ExpCmdSN + max(-1, QueuedCommands - active - 1)`. It never goes back
+    /// (RFC 7143 4.2.2.1): what moves ExpCmdSN on and takes a place of the window does both at once.
     #[inline]
     pub(crate) fn max_cmd_sn(&self) -> CmdSn {
-        let room = self.queued_commands.saturating_sub(self.active_cmds);
+        let taken = self.active_cmds.saturating_add(self.tm.in_window());
+        let room = self.queued_commands.saturating_sub(taken);
         self.exp_cmd_sn.advance(room).back(1)
+    }
+
+    /// Whether no request may come that is not immediate.
+    #[inline]
+    pub(crate) fn is_window_closed(&self) -> bool {
+        self.active_cmds.saturating_add(self.tm.in_window()) >= self.queued_commands
+    }
+
+    /// The request whose turn it is has come.
+    #[inline]
+    pub(crate) fn take_turn(&mut self) {
+        self.exp_cmd_sn = self.exp_cmd_sn.next();
+    }
+
+    /// The request whose turn it was has taken its place of the window, so that MaxCmdSN is settled: what waited for
+    /// ExpCmdSN may go.
+    #[inline]
+    pub(crate) fn turn_taken(&mut self) {
+        if self.tm.has_held() {
+            self.release_tm_answers();
+        }
     }
 
     /// Takes the next StatSN.
     #[inline]
-    fn next_stat_sn(&mut self) -> StatSn {
+    pub(crate) fn next_stat_sn(&mut self) -> StatSn {
         let sn = self.stat_sn;
         self.stat_sn = sn.next();
         sn
     }
 
+    /// Queues a response that is no command's.
     pub(crate) fn queue(&mut self, resp: TxResp) {
-        if self.tx.push(resp).is_err() {
-            self.fatal = true;
+        if !self.close_after_flush && self.tx.push(resp).is_err() {
+            self.fatal = Some(CloseReason::NoMemory);
         }
     }
 
@@ -163,7 +199,7 @@ impl Ffp {
         self.cache.pop()
     }
 
-    /// Hands a command to the core and says what became of it.
+    /// Hands a command to the core and says what became of it. `hold`: an answer that comes at once has to wait.
     #[inline]
     pub(crate) fn submit(
         &mut self,
@@ -172,52 +208,87 @@ impl Ffp {
         immediate: bool,
         hold: bool,
     ) -> Handed {
-        cmd.tgt_priv = u64::from(itt.0);
+        debug_assert!(
+            matches!(self.current, Current::None),
+            "a command is being handed over"
+        );
         self.live_cmds = self.live_cmds.saturating_add(1);
         if immediate {
-            cmd.tgt_priv |= PRIV_IMMEDIATE;
+            cmd.tgt_priv = u64::from(itt.0) | PRIV_CURRENT | PRIV_IMMEDIATE;
             self.immediate_cmds = self.immediate_cmds.saturating_add(1);
         } else {
-            cmd.tgt_priv |= PRIV_WINDOW;
+            cmd.tgt_priv = u64::from(itt.0) | PRIV_CURRENT | PRIV_WINDOW;
             self.active_cmds = self.active_cmds.saturating_add(1);
         }
-        self.current = Current::Rx { itt, hold };
+        self.current = Current::Rx { hold };
         let home = self.shared.home_id();
         cmd.init_done(&mut ExecCx::direct(home, self));
+        self.take_handed()
+    }
+
+    /// What has become of the command that [`Ffp::submit`] handed over.
+    #[inline]
+    pub(crate) fn take_handed(&mut self) -> Handed {
         match std::mem::take(&mut self.current) {
             Current::Preprocessed(cmd) => Handed::Preprocessed(cmd),
-            Current::Held(cmd) => {
-                self.waits.hold_answer(itt, cmd);
-                Handed::Answered
-            }
-            Current::Answered => Handed::Answered,
-            current @ (Current::Rx { .. } | Current::None) => {
+            Current::Held(cmd) => Handed::Held(cmd),
+            Current::Answered | Current::None => Handed::Answered,
+            current @ Current::Rx { .. } => {
                 self.current = current;
                 Handed::Parked
             }
         }
     }
 
-    /// The command that was parked by [`Ffp::submit`] has come back, if it has.
-    pub(crate) fn take_handed(&mut self) -> Option<Handed> {
-        match std::mem::take(&mut self.current) {
-            Current::Preprocessed(cmd) => Some(Handed::Preprocessed(cmd)),
-            Current::Answered | Current::None => Some(Handed::Answered),
-            Current::Held(cmd) => {
-                let itt = itt_of(&cmd);
-                self.waits.hold_answer(itt, cmd);
-                Some(Handed::Answered)
-            }
-            current @ Current::Rx { .. } => {
-                self.current = current;
-                None
-            }
+    /// Whether one more immediate request may be taken.
+    pub(crate) fn has_room_for_immediate(&self) -> bool {
+        self.immediate_cmds.saturating_add(self.tm.immediate()) < MAX_IMMEDIATE
+    }
+
+    /// Goes on with a command whose data is there, or will not come.
+    #[inline]
+    pub(crate) fn restart(&mut self, cmd: Box<Cmd>, status: RestartStatus) {
+        let home = self.shared.home_id();
+        cmd.restart(status, AllData::Received, &mut ExecCx::direct(home, self));
+    }
+
+    /// A command whose response will not be sent.
+    pub(crate) fn end_unsent(&mut self, mut cmd: Box<Cmd>) {
+        cmd.set_delivery_failed();
+        let home = self.shared.home_id();
+        cmd.tgt_cmd_done(&mut ExecCx::direct(home, self));
+    }
+
+    /// Ends a command that was taken from those that wait for data.
+    pub(crate) fn end_taken(&mut self, taken: Taken<Box<Cmd>>, status: RestartStatus) {
+        match taken {
+            Taken::Cmd(cmd) => self.restart(cmd, status),
+            Taken::Answer(cmd) => self.end_unsent(cmd),
         }
     }
 
-    /// Whether one more immediate request may be taken.
-    pub(crate) fn has_room_for_immediate(&self) -> bool {
-        self.immediate_cmds.saturating_add(self.live_tmfs) < MAX_IMMEDIATE
+    /// The connection is dead: ends everything that is parked here. What others have comes home and is ended then.
+    pub(crate) fn end_all(&mut self) {
+        self.finish_sent();
+        self.pending.clear();
+        match self.take_handed() {
+            Handed::Preprocessed(cmd) => self.restart(cmd, RestartStatus::ErrorFatal),
+            Handed::Held(cmd) => self.end_unsent(cmd),
+            Handed::Answered | Handed::Parked => {}
+        }
+        for taken in self.waits.take_all() {
+            self.end_taken(taken, RestartStatus::ErrorFatal);
+        }
+        // What runs now because another command has ended may answer.
+        loop {
+            let unsent = self.tx.take_unsent();
+            if unsent.is_empty() {
+                return;
+            }
+            for cmd in unsent {
+                self.end_unsent(cmd);
+            }
+        }
     }
 
     /// Runs what the core or another thread sent home.
@@ -238,58 +309,6 @@ impl Ffp {
         self.tx.reuse(sent);
     }
 
-    /// ExpCmdSN has moved: answers to task management that waited for it may go.
-    pub(crate) fn release_tm_answers(&mut self) {
-        let exp = self.exp_cmd_sn;
-        let (ready, keep): (Vec<_>, Vec<_>) = std::mem::take(&mut self.tm_held)
-            .into_iter()
-            .partition(|(sn, ..)| !exp.precedes(*sn));
-        self.tm_held = keep;
-        for (_, itt, response) in ready {
-            self.queue_tm_response(itt, response);
-        }
-    }
-
-    pub(crate) fn has_held_tm_answers(&self) -> bool {
-        !self.tm_held.is_empty()
-    }
-
-    /// Answers a task management request, now or when all commands before it have arrived (RFC 7143 4.2.3.4).
-    pub(crate) fn tm_response(&mut self, cmd_sn: CmdSn, itt: Itt, response: TmfResponse) {
-        if self.exp_cmd_sn.precedes(cmd_sn) {
-            self.tm_held.push((cmd_sn, itt, response));
-        } else {
-            self.queue_tm_response(itt, response);
-        }
-    }
-
-    fn queue_tm_response(&mut self, itt: Itt, response: TmfResponse) {
-        let mut hdr = TaskMgtRspHdr::new();
-        hdr.flags = flags::FINAL;
-        hdr.itt = itt.into();
-        hdr.set_response(response);
-        let stat_sn = self.next_stat_sn();
-        hdr.set_sns(stat_sn, self.exp_cmd_sn, self.max_cmd_sn());
-        self.queue(TxResp::new(TxPdu::new(&hdr, 0, 0), TxData::None));
-    }
-
-    /// The core has carried out a task management request.
-    #[doc(alias = "iscsi_task_mgmt_fn_done")]
-    pub(crate) fn task_mgmt_fn_done(&mut self, mcmd: &MgmtCmd) {
-        use scst_core::mgmt::TmStatus;
-        self.live_tmfs = self.live_tmfs.saturating_sub(1);
-        let response = match mcmd.status() {
-            TmStatus::Success => TmfResponse::FunctionComplete,
-            TmStatus::TaskNotExist => TmfResponse::TaskDoesNotExist,
-            TmStatus::LunNotExist => TmfResponse::LunDoesNotExist,
-            TmStatus::FnNotSupported => TmfResponse::FunctionNotSupported,
-            TmStatus::Rejected | TmStatus::Failed => TmfResponse::FunctionRejected,
-        };
-        let itt = Itt(low_u32(mcmd.params().tgt_priv));
-        let cmd_sn = CmdSn(mcmd.params().cmd_sn.unwrap_or_default());
-        self.tm_response(cmd_sn, itt, response);
-    }
-
     /// Rejects a PDU; the Reject returns its header (RFC 7143 11.17).
     #[doc(alias = "create_reject_rsp")]
     pub(crate) fn reject(&mut self, bhs: &Bhs, reason: RejectReason) {
@@ -306,27 +325,52 @@ impl Ffp {
         self.queue(TxResp::new(TxPdu::new(&hdr, 0, BHS_LEN), data));
     }
 
-    /// Echoes a NOP-Out.
-    pub(crate) fn nop_in(&mut self, itt: Itt, data: Option<RxSlice>) {
+    /// Echoes a NOP-Out. The data is copied: a small echo must not keep a receive buffer alive.
+    pub(crate) fn nop_in(&mut self, itt: Itt, data: Option<&RxSlice>) {
         let limit = usize::try_from(self.params.max_xmit_data_segment_length).unwrap_or(usize::MAX);
-        let mut sg = SGTable::new();
-        let len = data.map_or(0, |d| {
-            let len = d.len().min(limit);
-            if sg.push_shared(d).is_ok() { len } else { 0 }
+        let data = data.map_or(Vec::new(), |d| {
+            d.get(..d.len().min(limit)).unwrap_or_default().to_vec()
         });
         let mut hdr = NopInHdr::new();
         hdr.flags = flags::FINAL;
         hdr.itt = itt.into();
         hdr.ttt = Ttt::RESERVED.into();
-        hdr.set_data_len(u32::try_from(len).unwrap_or(0));
+        hdr.set_data_len(u32::try_from(data.len()).unwrap_or(0));
         let stat_sn = self.next_stat_sn();
         hdr.set_sns(stat_sn, self.exp_cmd_sn, self.max_cmd_sn());
-        let data = if len == 0 {
-            TxData::None
-        } else {
-            TxData::Shared(sg)
-        };
-        self.queue(TxResp::new(TxPdu::new(&hdr, 0, len), data));
+        let pdu = TxPdu::new(&hdr, 0, data.len());
+        self.queue(TxResp::new(
+            pdu,
+            if data.is_empty() {
+                TxData::None
+            } else {
+                TxData::Bytes(data)
+            },
+        ));
+    }
+
+    /// Answers a text request.
+    pub(crate) fn text_response(&mut self, mut hdr: TextRspHdr, data: Vec<u8>) {
+        let stat_sn = self.next_stat_sn();
+        hdr.set_sns(stat_sn, self.exp_cmd_sn, self.max_cmd_sn());
+        let pdu = TxPdu::new(&hdr, 0, data.len());
+        self.queue(TxResp::new(
+            pdu,
+            if data.is_empty() {
+                TxData::None
+            } else {
+                TxData::Bytes(data)
+            },
+        ));
+    }
+
+    /// Tells the initiator that the window is open again, if nothing else will: commands that were aborted end without
+    /// an answer.
+    pub(crate) fn announce_window(&mut self) {
+        if !std::mem::take(&mut self.window_moved) || self.tm.under_way() || self.active_cmds != 0 {
+            return;
+        }
+        self.nop_in_ping(Ttt::RESERVED);
     }
 
     /// Asks whether the initiator is still there: a NOP-In that it must answer. Takes no StatSN (RFC 7143 11.19.1).
@@ -372,13 +416,17 @@ impl Ffp {
 
     /// The response of a command: Data-In PDUs with the status in the last one, or a SCSI Response (RFC 7143 11.4, 11.7).
     #[inline]
-    fn build_response(&mut self, cmd: Box<Cmd>) -> TxResp {
+    fn build_response(&mut self, mut cmd: Box<Cmd>) -> TxResp {
         let itt = itt_of(&cmd);
         let len = usize::try_from(cmd.resp_data_len())
             .unwrap_or(0)
             .min(cmd.sg().len());
         let good = cmd.status() == SamStatus::Good;
         if len == 0 || !good {
+            return self.scsi_response(itt, cmd);
+        }
+        if self.params.data_digest && cmd.sg().has_lent() && own_data(&mut cmd, len).is_err() {
+            cmd.set_sense(sense::READ_ERROR);
             return self.scsi_response(itt, cmd);
         }
         let seg = usize::try_from(self.params.max_xmit_data_segment_length).unwrap_or(usize::MAX);
@@ -475,7 +523,16 @@ impl Ffp {
         self.cache.truncate(CMD_CACHE_MIN);
         self.cache.shrink_to(CMD_CACHE_MIN);
         self.tx.shrink();
+        self.waits.shrink();
     }
+}
+
+/// Gives a command a copy of its data: what is lent may change between its digest and its way to the wire.
+#[cold]
+fn own_data(cmd: &mut Cmd, len: usize) -> kshim::error::Result {
+    let lent = std::mem::take(cmd.sg_mut());
+    cmd.alloc_space(u32::try_from(len).unwrap_or(u32::MAX))?;
+    cmd.sg_mut().copy_from_sg(0, &lent, 0, len)
 }
 
 #[inline]
@@ -507,7 +564,12 @@ fn residual(cmd: &Cmd) -> (u8, u32) {
 
 impl TgtHost for Ffp {
     #[inline]
-    fn preprocessing_done(&mut self, cmd: Box<Cmd>) {
+    fn preprocessing_done(&mut self, mut cmd: Box<Cmd>) {
+        debug_assert!(
+            matches!(self.current, Current::Rx { .. }),
+            "preprocessed unasked"
+        );
+        cmd.tgt_priv &= !PRIV_CURRENT;
         self.current = Current::Preprocessed(cmd);
     }
 
@@ -516,34 +578,28 @@ impl TgtHost for Ffp {
         kshim::pr_err!("The core asks for data that is there: {cmd:?}");
         let home = self.shared.home_id();
         let cx = &mut ExecCx::direct(home, self);
-        cmd.rx_data(scst_core::cmd::RestartStatus::Error, cx);
+        cmd.rx_data(RestartStatus::Error, cx);
     }
 
     #[inline]
-    fn xmit_response(&mut self, cmd: Box<Cmd>) {
-        let itt = itt_of(&cmd);
-        match self.current {
-            Current::Rx { itt: current, hold } if current == itt => {
-                if hold {
-                    self.current = Current::Held(cmd);
-                    return;
-                }
-                self.current = Current::Answered;
+    fn xmit_response(&mut self, mut cmd: Box<Cmd>) {
+        if cmd.tgt_priv & PRIV_CURRENT != 0 {
+            cmd.tgt_priv &= !PRIV_CURRENT;
+            if matches!(self.current, Current::Rx { hold: true }) {
+                self.current = Current::Held(cmd);
+                return;
             }
-            _ => {}
+            self.current = Current::Answered;
         }
         self.answer(cmd);
     }
 
     #[inline]
-    fn on_free_cmd(&mut self, cmd: Box<Cmd>) {
+    fn on_free_cmd(&mut self, mut cmd: Box<Cmd>) {
         self.live_cmds = self.live_cmds.saturating_sub(1);
-        // A command that ends without an answer (aborted) still holds its place.
-        self.leave_window(cmd.tgt_priv);
-        if let Current::Rx { itt, .. } = self.current
-            && itt == itt_of(&cmd)
-        {
-            self.current = Current::Answered;
+        let marks = std::mem::take(&mut cmd.tgt_priv);
+        if marks & (PRIV_WINDOW | PRIV_IMMEDIATE | PRIV_CURRENT | PRIV_ADMITTED) != 0 {
+            self.ended_specially(&cmd, marks);
         }
         let keep = usize::try_from(self.queued_commands).unwrap_or(CMD_CACHE_MIN);
         if self.cache.len() < keep.max(CMD_CACHE_MIN) {
@@ -563,18 +619,33 @@ impl Ffp {
         }
     }
 
+    fn ended_specially(&mut self, cmd: &Cmd, marks: u64) {
+        // A command that ends without an answer (aborted) still holds its place.
+        let was_closed = self.is_window_closed();
+        self.leave_window(marks);
+        self.window_moved |= was_closed && marks & PRIV_WINDOW != 0;
+        if marks & PRIV_ADMITTED != 0 {
+            self.waits.leave(cmd.write_len());
+        }
+        if marks & PRIV_CURRENT != 0 {
+            self.current = Current::Answered;
+        }
+    }
+
     /// Queues the response of a command. Its place in the window is free from this very response on.
     #[inline]
     pub(crate) fn answer(&mut self, mut cmd: Box<Cmd>) {
         self.leave_window(cmd.tgt_priv);
         cmd.tgt_priv &= !(PRIV_WINDOW | PRIV_IMMEDIATE);
+        if self.close_after_flush {
+            // What was queued last is the last PDU of the connection.
+            return self.end_unsent(cmd);
+        }
         let resp = self.build_response(cmd);
-        if let Err(mut resp) = self.tx.push(resp) {
-            self.fatal = true;
-            if let Some(mut cmd) = resp.take_cmd() {
-                cmd.set_delivery_failed();
-                let home = self.shared.home_id();
-                cmd.tgt_cmd_done(&mut ExecCx::direct(home, self));
+        if let Err(cmd) = self.tx.push(resp) {
+            self.fatal = Some(CloseReason::NoMemory);
+            if let Some(cmd) = cmd {
+                self.end_unsent(cmd);
             }
         }
     }

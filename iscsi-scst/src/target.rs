@@ -2,7 +2,8 @@
 //!
 //! C source: `iscsi-scst/kernel/target.c`, `session.c`, `iscsi-scst/usr/target.c`
 
-use crate::conn::ConnShared;
+use crate::conn::{CloseReason, ConnMsg, ConnShared};
+use crate::login::LoginResult;
 use crate::param::{KeyValues, TgtParams};
 use crate::pdu::{Cid, Isid, Tsih};
 use kshim::sync::SpinLock;
@@ -20,9 +21,9 @@ struct SessEntry {
     tsih: Tsih,
     cid: Cid,
     conn: Arc<ConnShared>,
-    /// Logins that replace it.
+    /// The login that replaces it: the last of those that want to.
     #[doc(alias = "sess_reinst_successor")]
-    waiters: Vec<Waiter>,
+    successor: Option<(Arc<ConnShared>, Waiter)>,
 }
 
 /// An iSCSI target.
@@ -55,8 +56,14 @@ impl std::fmt::Debug for IscsiTarget {
 pub(crate) enum Claim {
     /// The session may be registered under this TSIH.
     Granted(Tsih),
-    /// An older session of the same initiator port has to end first; the waiter runs then.
-    Waiting(Arc<ConnShared>),
+    /// An older session of the same initiator port (`old`) has to end first; the waiter runs then. `given_up`: a login
+    /// that waited for the same and does not any more.
+    Waiting {
+        old: Arc<ConnShared>,
+        given_up: Option<Arc<ConnShared>>,
+    },
+    /// MaxSessions are there.
+    Full,
     /// The target takes no sessions any more.
     Closed,
 }
@@ -119,47 +126,77 @@ impl IscsiTarget {
         Some((entry.tsih, entry.cid == cid))
     }
 
-    /// Takes the place of an initiator port for a new session. If an older session has it, `waiter` runs when that is
-    /// gone.
+    /// Takes the place of an initiator port for the session of a login. If an older session has it, `waiter` runs when
+    /// that is gone.
     pub(crate) fn claim(
         &self,
-        initiator: &str,
-        isid: Isid,
-        cid: Cid,
+        login: &LoginResult<Arc<Self>>,
         conn: &Arc<ConnShared>,
         waiter: impl FnOnce() -> Waiter,
     ) -> Claim {
+        let max = usize::try_from(self.params().max_sessions).unwrap_or(usize::MAX);
         let mut sessions = self.sessions.lock();
         if sessions.closed {
             return Claim::Closed;
         }
-        if let Some(old) = sessions.entries.iter_mut().find(|e| e.is(initiator, isid)) {
-            old.waiters.push(waiter());
-            return Claim::Waiting(Arc::clone(&old.conn));
+        let initiator = login.initiator_name.as_str();
+        if let Some(old) = sessions
+            .entries
+            .iter_mut()
+            .find(|e| e.is(initiator, login.isid))
+        {
+            let before = old.successor.replace((Arc::clone(conn), waiter()));
+            let given_up = before.map(|(conn, _)| conn);
+            return Claim::Waiting {
+                old: Arc::clone(&old.conn),
+                given_up,
+            };
         }
-        let Some(tsih) = sessions.free_tsih() else {
-            return Claim::Closed;
+        if max != 0 && sessions.entries.len() >= max {
+            return Claim::Full;
+        }
+        let Some(tsih) = sessions.tsih_for(login.tsih) else {
+            return Claim::Full;
         };
         sessions.entries.push(SessEntry {
             initiator_name: initiator.to_owned(),
-            isid,
+            isid: login.isid,
             tsih,
-            cid,
+            cid: login.cid,
             conn: Arc::clone(conn),
-            waiters: Vec::new(),
+            successor: None,
         });
         Claim::Granted(tsih)
     }
 
     /// The session of `conn` is unregistered; answers who waited for that.
-    pub(crate) fn release(&self, conn: &Arc<ConnShared>) -> Vec<Waiter> {
+    pub(crate) fn release(&self, conn: &Arc<ConnShared>) -> Option<Waiter> {
         let mut sessions = self.sessions.lock();
         let at = sessions
             .entries
             .iter()
-            .position(|e| Arc::ptr_eq(&e.conn, conn));
-        at.map(|i| sessions.entries.swap_remove(i).waiters)
-            .unwrap_or_default()
+            .position(|e| Arc::ptr_eq(&e.conn, conn))?;
+        sessions
+            .entries
+            .swap_remove(at)
+            .successor
+            .map(|(_, waiter)| waiter)
+    }
+
+    /// Has all sessions closed but that of `conn`.
+    #[doc(alias = "target_del_all_sess")]
+    pub(crate) fn close_others(&self, conn: &Arc<ConnShared>) {
+        let conns: Vec<_> = {
+            let sessions = self.sessions.lock();
+            let others = sessions
+                .entries
+                .iter()
+                .filter(|e| !Arc::ptr_eq(&e.conn, conn));
+            others.map(|e| Arc::clone(&e.conn)).collect()
+        };
+        for conn in conns {
+            conn.send(ConnMsg::Close(CloseReason::Reset));
+        }
     }
 
     /// Takes no sessions any more; answers the connections that are still there.
@@ -181,6 +218,16 @@ impl SessEntry {
 }
 
 impl Sessions {
+    /// The TSIH of a new session: that of the session which it replaces, if it names one, else a free one.
+    fn tsih_for(&mut self, wanted: Tsih) -> Option<Tsih> {
+        let is_free = !self.entries.iter().any(|e| e.tsih == wanted);
+        if wanted != Tsih::default() && is_free {
+            Some(wanted)
+        } else {
+            self.free_tsih()
+        }
+    }
+
     /// The next TSIH that no session has; 0 is reserved.
     fn free_tsih(&mut self) -> Option<Tsih> {
         for _ in 0..u16::MAX {

@@ -9,14 +9,20 @@ use crate::pdu::{BHS_LEN, DIGEST_LEN, Digests, Header, pad_len};
 use kshim::crypto;
 use kshim::error::{Result, code};
 use kshim::net::{IoPart, Socket};
-use kshim::scatterlist::SGTable;
 use scst_core::cmd::Cmd;
 use std::collections::VecDeque;
 
 /// Bytes queued on one connection beyond which nothing more is read from it until the queue drains.
 pub(crate) const TX_BACKLOG_MAX: usize = 8 << 20;
+/// Responses queued on one connection beyond which nothing more is read from it: each costs more than its bytes.
+pub(crate) const TX_QUEUE_MAX: usize = 8192;
+/// Bytes queued in the login phase and in discovery beyond which nothing more is read.
+pub(crate) const LOGIN_BACKLOG_MAX: usize = 64 << 10;
 
 static ZEROES: [u8; 4] = [0; 4];
+
+/// Commands: each is a token that moves between lists, so that it stays in its box.
+pub(crate) type Cmds = Vec<Box<Cmd>>;
 
 /// One PDU of a response: its header and which part of the response's data it carries.
 #[derive(Debug)]
@@ -76,8 +82,6 @@ pub(crate) enum TxData {
     Cmd,
     /// These bytes (sense data, text, an echo).
     Bytes(Vec<u8>),
-    /// A received piece, sent back (NOP-In).
-    Shared(SGTable),
 }
 
 /// A response: one PDU, or several Data-In PDUs, or Data-In PDUs and a SCSI Response.
@@ -115,11 +119,6 @@ impl TxResp {
         self.rest.push(pdu);
     }
 
-    /// The command, from a response that cannot be sent.
-    pub(crate) fn take_cmd(&mut self) -> Option<Box<Cmd>> {
-        self.cmd.take()
-    }
-
     fn pdus(&self) -> impl Iterator<Item = &TxPdu> {
         std::iter::once(&self.first).chain(&self.rest)
     }
@@ -144,7 +143,6 @@ impl TxResp {
                             let part = b.get(pdu.at..pdu.at.saturating_add(pdu.len));
                             crypto::crc32c(part.ok_or(code::EINVAL)?)
                         }
-                        (TxData::Shared(sg), _) => sg.crc32c(pdu.at, pdu.len, 0)?,
                         (TxData::Cmd, Some(cmd)) => cmd.sg().crc32c(pdu.at, pdu.len, 0)?,
                         _ => return Err(code::EINVAL),
                     };
@@ -163,7 +161,6 @@ impl TxResp {
     fn data_part(&self, pdu: &TxPdu) -> Option<IoPart<'_>> {
         match (&self.data, &self.cmd) {
             (TxData::Cmd, Some(cmd)) => Some(IoPart::Sg(cmd.sg(), pdu.at, pdu.len)),
-            (TxData::Shared(sg), _) => Some(IoPart::Sg(sg, pdu.at, pdu.len)),
             (TxData::Bytes(b), _) => b
                 .get(pdu.at..pdu.at.saturating_add(pdu.len))
                 .map(IoPart::Bytes),
@@ -207,7 +204,8 @@ pub(crate) struct TxQueue {
     /// Bytes queued and not sent.
     backlog: usize,
     digests: Digests,
-    sent: Vec<Box<Cmd>>,
+    sent: Cmds,
+    responses_sent: u32,
 }
 
 impl TxQueue {
@@ -216,11 +214,11 @@ impl TxQueue {
         self.digests = digests;
     }
 
-    /// Queues a response. On an error (the data cannot be read for its digest) it comes back.
-    pub(crate) fn push(&mut self, mut resp: TxResp) -> Result<(), TxResp> {
+    /// Queues a response. On an error (the data cannot be read for its digest) its command comes back.
+    pub(crate) fn push(&mut self, mut resp: TxResp) -> Result<(), Option<Box<Cmd>>> {
         if let Err(e) = resp.seal(self.digests) {
             kshim::pr_err!("Response cannot be built: {e}");
-            return Err(resp);
+            return Err(resp.cmd);
         }
         self.backlog = self.backlog.saturating_add(resp.wire_len);
         self.queue.push_back(resp);
@@ -233,10 +231,16 @@ impl TxQueue {
 
     /// Whether the peer reads so slowly that nothing more should be read from it.
     pub(crate) fn is_clogged(&self) -> bool {
-        self.backlog > TX_BACKLOG_MAX
+        self.backlog > TX_BACKLOG_MAX || self.queue.len() > TX_QUEUE_MAX
     }
 
-    /// Sends as much as the socket takes. Errors: those of the socket; the connection is dead then.
+    /// As [`TxQueue::is_clogged`], for a peer that is not logged in.
+    pub(crate) fn is_clogged_for_login(&self) -> bool {
+        self.backlog > LOGIN_BACKLOG_MAX
+    }
+
+    /// Sends as much as the socket takes. Errors: those of the socket; the connection is dead then, but what was sent
+    /// before still comes from [`TxQueue::take_sent`].
     pub(crate) fn flush(&mut self, sock: &Socket) -> Result<Flushed> {
         while !self.queue.is_empty() {
             let sent = {
@@ -261,6 +265,7 @@ impl TxQueue {
                 break;
             };
             self.head_sent = over;
+            self.responses_sent = self.responses_sent.wrapping_add(1);
             if let Some(resp) = self.queue.pop_front()
                 && let Some(cmd) = resp.cmd
             {
@@ -269,13 +274,18 @@ impl TxQueue {
         }
     }
 
+    /// How many responses went out whole, modulo 2^32.
+    pub(crate) fn responses_sent(&self) -> u32 {
+        self.responses_sent
+    }
+
     /// Commands whose responses are sent, to be finished. The vector goes back with [`TxQueue::reuse`].
-    pub(crate) fn take_sent(&mut self) -> Vec<Box<Cmd>> {
+    pub(crate) fn take_sent(&mut self) -> Cmds {
         std::mem::take(&mut self.sent)
     }
 
     /// Gives the emptied vector of [`TxQueue::take_sent`] back, so that steady state allocates nothing.
-    pub(crate) fn reuse(&mut self, mut empty: Vec<Box<Cmd>>) {
+    pub(crate) fn reuse(&mut self, mut empty: Cmds) {
         empty.clear();
         if self.sent.is_empty() {
             self.sent = empty;
@@ -283,7 +293,7 @@ impl TxQueue {
     }
 
     /// The connection is dead: the commands of what was not sent.
-    pub(crate) fn take_unsent(&mut self) -> Vec<Box<Cmd>> {
+    pub(crate) fn take_unsent(&mut self) -> Cmds {
         self.backlog = 0;
         self.head_sent = 0;
         self.queue.drain(..).filter_map(|r| r.cmd).collect()
@@ -292,8 +302,12 @@ impl TxQueue {
     /// Gives memory back that a burst made the queue keep.
     pub(crate) fn shrink(&mut self) {
         if self.queue.is_empty() {
-            self.queue.shrink_to(0);
-            self.sent.shrink_to(0);
+            self.queue.shrink_to_fit();
+            self.sent.shrink_to_fit();
         }
     }
 }
+
+#[cfg(test)]
+#[path = "tx/tests.rs"]
+mod tests;

@@ -297,7 +297,7 @@ fn decode_base64(digits: &str) -> Option<Vec<u8>> {
         .or_else(|| digits.strip_suffix('='))
         .unwrap_or(digits);
     let padding = digits.len().checked_sub(data.len())?;
-    if digits.len() % 4 != 0 {
+    if !digits.len().is_multiple_of(4) {
         return None;
     }
     let sextets: Option<Vec<u32>> = data
