@@ -93,6 +93,8 @@ fn disks(data: &Path, block_device: &str) -> Result<Vec<(&'static str, VdiskPara
     let disk0 = file("disk0.img", 100 * MIB)?;
     let disk3 = file("disk3.img", 64 * MIB)?;
     let disk4 = file("disk4.img", 100 * MIB)?;
+    let mut cd5 = VdiskParams::new(VdiskKind::Vcdrom);
+    cd5.filename = Some(file("cd.iso", 2 * MIB)?.into());
     let fileio = |params: &[(&str, &str)]| VdiskParams::parse(VdiskKind::Fileio, params);
     let thin = ("thin_provisioned", "1");
     Ok(vec![
@@ -113,5 +115,6 @@ fn disks(data: &Path, block_device: &str) -> Result<Vec<(&'static str, VdiskPara
             "disk4",
             fileio(&[("filename", &disk4), ("blocksize", "4096"), thin])?,
         ),
+        ("cd5", cd5),
     ])
 }

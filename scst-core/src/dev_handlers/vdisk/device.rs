@@ -1,6 +1,7 @@
 //! The device: features, limits, state, and its making.
 
 use super::blockio::BlockStore;
+use super::cdrom::CdStore;
 use super::fileio::FileStore;
 use super::inquiry::{self, PortInfo};
 use super::mode::{self, ControlBits, ModeState};
@@ -8,7 +9,7 @@ use super::params::NULLIO_SIZE;
 use super::reply::{Fault, Reply};
 use super::store::Store;
 use super::{BIO_VENDOR, FIO_VENDOR, Identity, ParamError, VdiskKind, VdiskParams};
-use crate::consts::{MAX_NAME, TYPE_DISK};
+use crate::consts::{MAX_NAME, TYPE_DISK, TYPE_ROM};
 use kshim::error::{Error, code};
 use kshim::sync::SpinLock;
 use std::path::PathBuf;
@@ -205,8 +206,9 @@ impl Vdisk {
             Some(thin) => thin,
             None => params.kind == VdiskKind::Blockio && can_discard,
         };
+        let cdrom = params.kind == VdiskKind::Vcdrom;
         let base = Features {
-            type_code: TYPE_DISK,
+            type_code: if cdrom { TYPE_ROM } else { TYPE_DISK },
             block_shift: params.block_shift,
             removable: params.removable,
             dummy: params.dummy,
@@ -215,7 +217,8 @@ impl Vdisk {
             discard_zeroes_data: false,
             volatile_cache: true,
             nv_cache: params.nv_cache || store.flush_unsupported(),
-            command_set_version: SBC3,
+            // A CD-ROM drive lacks much of MMC, and claims no version of it.
+            command_set_version: if cdrom { 0 } else { SBC3 },
         };
         let default_control = ControlBits {
             tst: params.tst,
@@ -280,6 +283,12 @@ impl Vdisk {
     #[must_use]
     pub fn block_shift(&self) -> u8 {
         self.base.block_shift
+    }
+
+    /// Another medium has another size.
+    pub(super) fn set_size_bytes(&self, bytes: u64) {
+        let n = bytes >> self.base.block_shift;
+        self.nblocks.store(n, Ordering::Relaxed);
     }
 
     /// Looks at the size of the backing store again and says whether it has changed; the caller then raises the unit
@@ -390,6 +399,7 @@ impl Vdisk {
 fn open_store(name: &str, p: &VdiskParams) -> Result<Store, VdiskError> {
     let path = match (&p.filename, p.kind) {
         (_, VdiskKind::Nullio) => return Ok(Store::Null),
+        (None, VdiskKind::Vcdrom) => return Ok(Store::Cd(CdStore::default())),
         (Some(path), _) => path.clone(),
         (None, _) => {
             let source = ParamError::Missing("filename");
@@ -404,6 +414,7 @@ fn open_store(name: &str, p: &VdiskParams) -> Result<Store, VdiskError> {
     }
     let opened = match p.kind {
         VdiskKind::Fileio => FileStore::open(&path, p).map(Store::File),
+        VdiskKind::Vcdrom => CdStore::open(Some(&path)).map(Store::Cd),
         _ => BlockStore::open(&path, p).map(Store::Block),
     };
     let store = opened.map_err(|source| VdiskError::Open {

@@ -1,14 +1,15 @@
 //! A virtual disk as the core sees it: parsing, buffers, execution.
 
-use super::fileio::Inline;
+use super::cdrom;
+use super::fileio::{FileStore, Inline};
 use super::medium::Medium;
 use super::mode::ControlBits;
 use super::reply::{Fault, Reply};
 use super::store::{Outcome, Store, read_outcome, write_outcome};
-use super::{PortInfo, Vdisk};
+use super::{PortInfo, Vdisk, VdiskKind};
 use crate::cdb::{self, CdbFlags, opcodes as op};
 use crate::cmd::{Cmd, ExecRes};
-use crate::consts::TYPE_DISK;
+use crate::consts::{TYPE_DISK, TYPE_ROM};
 use crate::core::cmd_done;
 use crate::dev_handlers::rsoc;
 use crate::dev_type::{BufAlloc, DevHandler, ExecContext};
@@ -74,7 +75,11 @@ impl DevHandler for Vdisk {
 
     #[inline]
     fn type_code(&self) -> u8 {
-        TYPE_DISK
+        if self.kind() == VdiskKind::Vcdrom {
+            TYPE_ROM
+        } else {
+            TYPE_DISK
+        }
     }
 
     #[inline]
@@ -103,7 +108,8 @@ impl DevHandler for Vdisk {
         let Some(info) = cmd.info() else {
             // SCST computes a byte offset before it looks whether the command is known at all; of an unknown service
             // action of a variable-length CDB it knows neither LBA nor that there is none.
-            let var_len = cmd.cdb_byte(0) == op::VARIABLE_LENGTH_CMD;
+            let var_len =
+                cmd.cdb_byte(0) == op::VARIABLE_LENGTH_CMD && self.kind() != VdiskKind::Vcdrom;
             cmd.set_sense(if var_len {
                 sense::BLOCK_OUT_RANGE
             } else {
@@ -117,8 +123,8 @@ impl DevHandler for Vdisk {
         }
         // As in SCST, a file device refuses here what is out of range, the others when they execute (that is, after
         // unit attentions and reservation conflicts).
-        if matches!(self.store, Store::File(_)) && self.position(cmd).is_none() {
-            cmd.set_sense(sense::BLOCK_OUT_RANGE);
+        if matches!(self.store, Store::File(_) | Store::Cd(_)) && self.position(cmd).is_none() {
+            cmd.set_sense(self.range_sense());
         }
     }
 
@@ -144,7 +150,7 @@ impl DevHandler for Vdisk {
                 cmd.sg_mut().clear();
                 cmd.sg_mut().push_lent(range)
             }
-            Store::Closed | Store::File(_) => return BufAlloc::Default,
+            Store::Closed | Store::File(_) | Store::Cd(_) => return BufAlloc::Default,
         };
         if pushed.is_ok() {
             BufAlloc::Done
@@ -188,10 +194,10 @@ impl Vdisk {
     /// says NO MEDIUM (blockio).
     #[cold]
     fn range_sense(&self) -> sense::Sense {
-        if matches!(self.store, Store::Closed) {
-            sense::NOT_READY
-        } else {
-            sense::BLOCK_OUT_RANGE
+        match &self.store {
+            Store::Closed => sense::NOT_READY,
+            Store::Cd(c) if c.is_empty() => sense::NO_MEDIUM,
+            _ => sense::BLOCK_OUT_RANGE,
         }
     }
 
@@ -221,19 +227,11 @@ impl Vdisk {
             return ExecRes::Completed(cmd);
         }
         match &self.store {
-            Store::File(f) => {
-                let r = match cx {
-                    ExecContext::Atomic => match f.read_inline(pos, cmd.sg_mut(), len) {
-                        Inline::Done(r) => r,
-                        Inline::WouldBlock => return ExecRes::NeedThread(cmd),
-                    },
-                    ExecContext::Thread => f.read_sync(pos, cmd.sg_mut(), len),
-                };
-                if let Err(e) = r {
-                    kshim::pr_err_ratelimited!("{}: read at {pos} failed: {e}", self.name());
-                    apply(&mut cmd, read_outcome(e));
-                }
-            }
+            Store::File(f) => return self.read_file(f, cmd, cx, pos, len),
+            Store::Cd(c) => match c.medium() {
+                Some(f) => return self.read_file(&f, cmd, cx, pos, len),
+                None => cmd.set_sense(sense::NO_MEDIUM),
+            },
             // What was lent is the answer.
             Store::Block(_) if cmd.sg().has_lent() => {}
             Store::Block(b) => return b.submit(cmd, BioOp::Read, pos, len, ReqFlags::empty()),
@@ -243,6 +241,29 @@ impl Vdisk {
                 let _ = cmd.sg_mut().fill(0, len, 0);
             }
             Store::Closed => cmd.set_sense(sense::NOT_READY),
+        }
+        ExecRes::Completed(cmd)
+    }
+
+    #[inline]
+    fn read_file(
+        &self,
+        f: &FileStore,
+        mut cmd: Box<Cmd>,
+        cx: ExecContext,
+        pos: u64,
+        len: usize,
+    ) -> ExecRes {
+        let r = match cx {
+            ExecContext::Atomic => match f.read_inline(pos, cmd.sg_mut(), len) {
+                Inline::Done(r) => r,
+                Inline::WouldBlock => return ExecRes::NeedThread(cmd),
+            },
+            ExecContext::Thread => f.read_sync(pos, cmd.sg_mut(), len),
+        };
+        if let Err(e) = r {
+            kshim::pr_err_ratelimited!("{}: read at {pos} failed: {e}", self.name());
+            apply(&mut cmd, read_outcome(e));
         }
         ExecRes::Completed(cmd)
     }
@@ -282,6 +303,7 @@ impl Vdisk {
                 return b.submit(cmd, BioOp::Write, pos, len, fua);
             }
             Store::Null => {}
+            Store::Cd(_) => cmd.set_sense(sense::WRITE_PROTECTED),
             Store::Closed => cmd.set_sense(sense::NOT_READY),
         }
         ExecRes::Completed(cmd)
@@ -302,6 +324,10 @@ impl Vdisk {
         };
         if matches!(self.store, Store::Closed) && !works_without_medium(&cmd) {
             cmd.set_sense(sense::NOT_READY);
+            return ExecRes::Completed(cmd);
+        }
+        if matches!(&self.store, Store::Cd(c) if c.is_empty()) && cmd.cdb_byte(0) != op::INQUIRY {
+            cmd.set_sense(sense::NO_MEDIUM);
             return ExecRes::Completed(cmd);
         }
         match cmd.cdb_byte(0) {
@@ -355,7 +381,7 @@ impl Vdisk {
                     ExecRes::Completed(cmd)
                 }
             },
-            Store::Null | Store::Closed => ExecRes::Completed(cmd),
+            Store::Null | Store::Closed | Store::Cd(_) => ExecRes::Completed(cmd),
         }
     }
 
@@ -428,6 +454,13 @@ impl Vdisk {
             // No log page exists.
             op::LOG_SELECT | op::LOG_SENSE => return Err(Fault::cdb(2, Some(0))),
             op::READ_CAPACITY => self.read_capacity(cmd.cdb(), &mut out)?,
+            op::READ_TOC if self.kind() == VdiskKind::Vcdrom => {
+                cdrom::read_toc(self.nblocks(), cmd.cdb(), &mut out)?;
+            }
+            // SEND KEY and REPORT KEY have these codes here.
+            op::MAINTENANCE_IN | op::MAINTENANCE_OUT if self.kind() == VdiskKind::Vcdrom => {
+                return Err(sense::HARDW_ERROR.into());
+            }
             op::SERVICE_ACTION_IN_16 if sa == op::SAI_READ_CAPACITY_16 => {
                 self.read_capacity16(cmd.cdb(), &mut out)?;
             }

@@ -1,4 +1,5 @@
-//! Virtual disks: on a file (`vdisk_fileio`), on a block device (`vdisk_blockio`), on nothing (`vdisk_nullio`).
+//! Virtual disks: on a file (`vdisk_fileio`), on a block device (`vdisk_blockio`), on nothing (`vdisk_nullio`); and
+//! CD-ROM drives on image files (`vcdrom`).
 //!
 //! A [`Vdisk`] is the handler of one device. What the commands say is in pure functions of the sub-modules
 //! (`inquiry`, `mode`, `capacity`...), which build parameter data from the device's [`Features`], [`Limits`] and
@@ -30,6 +31,7 @@
 
 mod blockio;
 mod breaker;
+mod cdrom;
 mod device;
 mod fileio;
 mod handler;

@@ -13,6 +13,9 @@ pub const NULLIO_SIZE: u64 = 5 * 1024 * 1024 * 1024 * 1024 / 2;
 pub(super) const DEF_OPT_TRANS_LEN: u32 = 524_288;
 /// Threads of a file device (SCST's module parameter `num_threads`).
 pub(super) const DEF_NUM_THREADS: i32 = 8;
+/// log2 of a CD-ROM's block size.
+#[doc(alias = "DEF_CDROM_BLOCK_SHIFT")]
+const CDROM_BLOCK_SHIFT: u8 = 11;
 /// Smallest and largest logical block size.
 const BLOCK_SHIFTS: std::ops::RangeInclusive<u32> = 9..=16;
 const MIB: u64 = 1024 * 1024;
@@ -26,6 +29,8 @@ pub enum VdiskKind {
     Blockio,
     /// Nothing: writes are dropped, reads give zeros.
     Nullio,
+    /// A CD-ROM drive whose medium is an image file.
+    Vcdrom,
 }
 
 impl VdiskKind {
@@ -36,6 +41,7 @@ impl VdiskKind {
             Self::Fileio => "vdisk_fileio",
             Self::Blockio => "vdisk_blockio",
             Self::Nullio => "vdisk_nullio",
+            Self::Vcdrom => "vcdrom",
         }
     }
 
@@ -43,6 +49,7 @@ impl VdiskKind {
     #[must_use]
     pub const fn param_names(self) -> &'static [&'static str] {
         match self {
+            Self::Vcdrom => &["tst"],
             Self::Fileio => &[
                 "active",
                 "async",
@@ -119,7 +126,7 @@ impl VdiskKind {
 pub struct VdiskParams {
     /// The handler.
     pub kind: VdiskKind,
-    /// Path of the file or block device.
+    /// Path of the file or block device; the first medium of a CD-ROM drive.
     pub filename: Option<PathBuf>,
     /// log2 of the block size.
     pub block_shift: u8,
@@ -211,31 +218,29 @@ impl VdiskParams {
     /// SCST's defaults for a handler.
     #[must_use]
     pub fn new(kind: VdiskKind) -> Self {
+        let cdrom = kind == VdiskKind::Vcdrom;
+        let file = cdrom || kind == VdiskKind::Fileio;
         Self {
             kind,
             filename: None,
-            block_shift: 9,
+            block_shift: if cdrom { CDROM_BLOCK_SHIFT } else { 9 },
             size: None,
-            read_only: false,
+            read_only: cdrom,
             write_through: false,
             nv_cache: false,
             o_direct: false,
             async_io: false,
-            removable: false,
+            removable: cdrom,
             rotational: None,
             thin_provisioned: None,
             tst: 1,
             lb_per_pb_exp: true,
             dummy: false,
             active: true,
-            bind_alua_state: kind != VdiskKind::Fileio,
+            bind_alua_state: !file,
             numa_node_id: -1,
             setup_id: 0,
-            threads_num: if kind == VdiskKind::Fileio {
-                DEF_NUM_THREADS
-            } else {
-                1
-            },
+            threads_num: if file { DEF_NUM_THREADS } else { 1 },
             identity: IdentityOverrides::default(),
         }
     }
@@ -359,7 +364,8 @@ impl VdiskParams {
     /// # Errors
     /// [`ParamError::Missing`], [`ParamError::Conflict`], [`ParamError::Invalid`].
     pub fn validate(&self) -> Result<(), ParamError> {
-        if self.kind != VdiskKind::Nullio && self.filename.is_none() {
+        let needs_file = !matches!(self.kind, VdiskKind::Nullio | VdiskKind::Vcdrom);
+        if needs_file && self.filename.is_none() {
             return Err(ParamError::Missing("filename"));
         }
         if self.kind == VdiskKind::Fileio && self.read_only && (self.write_through || self.nv_cache)

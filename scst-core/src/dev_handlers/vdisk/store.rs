@@ -1,6 +1,7 @@
 //! What holds the data, seen alike by the code that may sleep.
 
 use super::blockio::BlockStore;
+use super::cdrom::CdStore;
 use super::fileio::FileStore;
 use super::reply::Fault;
 use crate::sense;
@@ -18,6 +19,8 @@ pub(super) enum Store {
     File(FileStore),
     /// A block device.
     Block(BlockStore),
+    /// A CD-ROM drive, which nobody writes to.
+    Cd(CdStore),
 }
 
 impl Store {
@@ -27,13 +30,15 @@ impl Store {
             Self::Closed | Self::Null => None,
             Self::File(f) => Some(f.size_at_open()),
             Self::Block(b) => Some(b.capacity()),
+            Self::Cd(c) => Some(c.medium().map_or(0, |f| f.size_at_open())),
         }
     }
 
     /// Size now; `None` when the parameters say it. Context: may sleep.
     pub(super) fn current_size(&self) -> Result<Option<u64>> {
         match self {
-            Self::Closed | Self::Null => Ok(None),
+            // A medium changes as a whole.
+            Self::Closed | Self::Null | Self::Cd(_) => Ok(None),
             Self::File(f) => f.size().map(Some),
             Self::Block(b) => b.revalidate().map(Some),
         }
@@ -42,7 +47,7 @@ impl Store {
     /// What block sizes must be a multiple of.
     pub(super) fn block_align(&self) -> u32 {
         match self {
-            Self::Closed | Self::Null => 1,
+            Self::Closed | Self::Null | Self::Cd(_) => 1,
             Self::File(f) => f.dio_align(),
             Self::Block(b) => b.limits().logical_block_size,
         }
@@ -51,7 +56,7 @@ impl Store {
     pub(super) fn can_discard(&self) -> bool {
         match self {
             Self::Closed => true,
-            Self::Null => false,
+            Self::Null | Self::Cd(_) => false,
             Self::File(_) => true,
             Self::Block(b) => b.limits().max_discard_bytes != 0,
         }
@@ -72,7 +77,7 @@ impl Store {
     /// Whether a flush of this kind of store does anything.
     pub(super) fn needs_flush(&self) -> bool {
         match self {
-            Self::Closed | Self::Null => false,
+            Self::Closed | Self::Null | Self::Cd(_) => false,
             Self::File(f) => !f.is_direct(),
             Self::Block(_) => true,
         }
@@ -85,6 +90,7 @@ impl Store {
             Self::Null => sg.fill(0, len, 0),
             Self::File(f) => f.read_sync(pos, sg, len),
             Self::Block(b) => b.read_sync(pos, sg, len),
+            Self::Cd(c) => c.medium().ok_or(code::ENOMEDIUM)?.read_sync(pos, sg, len),
         }
     }
 
@@ -95,13 +101,14 @@ impl Store {
             Self::Null => Ok(()),
             Self::File(f) => f.write_sync(pos, sg, len, durable),
             Self::Block(b) => b.write_sync(pos, sg, len, durable),
+            Self::Cd(_) => Err(code::EROFS),
         }
     }
 
     /// Makes what was written durable. Context: may sleep.
     pub(super) fn flush(&self) -> Result {
         match self {
-            Self::Closed | Self::Null => Ok(()),
+            Self::Closed | Self::Null | Self::Cd(_) => Ok(()),
             Self::File(f) => f.flush(),
             Self::Block(b) => b.flush_sync(),
         }
@@ -114,6 +121,7 @@ impl Store {
             Self::Null => Ok(()),
             Self::File(f) => f.punch_hole(pos, len),
             Self::Block(b) => b.discard_sync(pos, len),
+            Self::Cd(_) => Err(code::EROFS),
         }
     }
 
@@ -124,6 +132,7 @@ impl Store {
             Self::Null => Ok(()),
             Self::File(f) => f.zero_range(pos, len),
             Self::Block(b) => b.zero_sync(pos, len),
+            Self::Cd(_) => Err(code::EROFS),
         }
     }
 }
@@ -154,6 +163,7 @@ pub(super) fn read_outcome(e: Error) -> Outcome {
     match e {
         code::EAGAIN | code::ENOMEM => Outcome::Busy,
         code::ENODEV => sense::NOT_READY.into(),
+        code::ENOMEDIUM => sense::NO_MEDIUM.into(),
         _ => sense::READ_ERROR.into(),
     }
 }
