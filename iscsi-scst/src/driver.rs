@@ -17,6 +17,7 @@ use kshim::sync::{Completion, SpinLock};
 use kshim::time::Delta;
 use kshim::{pr_err_ratelimited, pr_info, pr_warn_ratelimited};
 use scst_core::core::{ConfigError, Core};
+use scst_core::pres::PROTOCOL_ISCSI;
 use scst_core::sense;
 use scst_core::session::Session;
 use scst_core::template::TgtTemplate;
@@ -26,6 +27,8 @@ use std::sync::{Arc, Weak};
 
 /// Version descriptor of iSCSI without version (SPC-4 table 133).
 const VERSION_DESCRIPTOR_ISCSI: u16 = 0x0960;
+/// TransportID format 01b: an initiator port.
+const TRANSPORT_ID_FORMAT_PORT: u8 = 0x40;
 /// How long accepting pauses when the process is out of descriptors or memory.
 const ACCEPT_RETRY_MS: i64 = 100;
 /// Connections taken in one go before other sources get their turn.
@@ -358,13 +361,35 @@ impl TgtTemplate for IscsiDriver {
         VERSION_DESCRIPTOR_ISCSI
     }
 
-    fn initiator_port_transport_id(&self, _sess: Option<&Session>) -> Option<Vec<u8>> {
-        None
+    fn initiator_port_transport_id(&self, sess: &Session) -> Option<Vec<u8>> {
+        let targets = self.targets.lock();
+        let target = targets.iter().find(|t| Arc::ptr_eq(t.tgt(), sess.tgt()))?;
+        let isid = target.isid_of(sess.tgt_priv)?;
+        Some(transport_id(sess.initiator_name(), isid))
+    }
+
+    fn transport_id_protocol(&self) -> Option<u8> {
+        Some(PROTOCOL_ISCSI)
     }
 
     fn close_session(&self, sess: &Arc<Session>) {
         sess.close();
     }
+}
+
+/// TransportID of an iSCSI initiator port (SPC-4 7.6.4.6): name, `,i,0x`, ISID. As in SCST the ISID is printed as the
+/// little-endian number that its bytes make, without leading zeros; files and keys of SCST's initiators depend on it.
+#[doc(alias = "iscsi_get_initiator_port_transport_id")]
+fn transport_id(initiator: &str, isid: Isid) -> Vec<u8> {
+    let [a, b, c, d, e, f] = isid.0;
+    let isid = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
+    let mut name = format!("{initiator},i,0x{isid:x}\0").into_bytes();
+    name.resize(name.len().next_multiple_of(4), 0);
+    let len = u16::try_from(name.len()).unwrap_or(u16::MAX);
+    let mut tid = vec![TRANSPORT_ID_FORMAT_PORT | PROTOCOL_ISCSI, 0];
+    tid.extend_from_slice(&len.to_be_bytes());
+    tid.append(&mut name);
+    tid
 }
 
 /// What logins ask, answered by the driver's configuration.

@@ -126,6 +126,13 @@ impl IscsiTarget {
         Some((entry.tsih, entry.cid == cid))
     }
 
+    /// The initiator's part of the session id of the session that the core knows by this TSIH.
+    pub(crate) fn isid_of(&self, tsih: u64) -> Option<Isid> {
+        let sessions = self.sessions.lock();
+        let is = |e: &&SessEntry| u64::from(e.tsih.0) == tsih;
+        sessions.entries.iter().find(is).map(|e| e.isid)
+    }
+
     /// Takes the place of an initiator port for the session of a login. If an older session has it, `waiter` runs when
     /// that is gone.
     pub(crate) fn claim(

@@ -7,12 +7,12 @@ use crate::cmd::{Cmd, CmdThreads, ThreadsPoolType};
 use crate::consts::DEF_MAX_TGT_DEV_COMMANDS;
 use crate::dev_type::DevHandler;
 use crate::order::OrderData;
+use crate::reserve::Reservations;
 use crate::sense::Sense;
-use crate::session::Session;
 use crate::sgv::MemLim;
 use crate::tgt_dev::TgtDev;
 use kshim::sync::SpinLock;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 /// Bits of the Control mode page (SPC-4 7.5.8) that steer the core. The handler owns changing them.
@@ -115,8 +115,8 @@ pub struct Device {
     pub(crate) tgt_devs: SpinLock<Vec<Weak<TgtDev>>>,
     /// Who executes what sleeps.
     pub(crate) pool: DevPool,
-    /// [`Session::id`] of the holder of the SPC-2 reservation, or 0.
-    reserved_by: AtomicU64,
+    /// SPC-2 and persistent reservations.
+    pub(crate) reservations: Reservations,
     /// Set, under the configuration lock, when the device leaves the configuration.
     pub(crate) unregistered: AtomicBool,
     /// How much memory commands for this device may have (`scst_max_dev_cmd_mem`).
@@ -150,7 +150,7 @@ impl Device {
             block: DevBlock::new(),
             tgt_devs: SpinLock::new(Vec::new()),
             pool,
-            reserved_by: AtomicU64::new(0),
+            reservations: Reservations::default(),
             unregistered: AtomicBool::new(false),
             mem_lim,
         }
@@ -200,39 +200,9 @@ impl Device {
             && self.tgt_devs().iter().all(|t| t.is_quiescent())
     }
 
-    /// Whether a session other than this one holds a reservation of the logical unit.
-    #[doc(alias = "scst_is_not_reservation_holder")]
-    #[inline]
-    pub(crate) fn is_reserved_by_other(&self, sess: &Session) -> bool {
-        let holder = self.reserved_by.load(Ordering::Acquire);
-        holder != 0 && holder != sess.id
-    }
-
-    /// Reserves the logical unit for a session. Answers `false` if another one holds it. Context: any.
-    #[doc(alias = "scst_reserve_dev")]
-    pub(crate) fn reserve(&self, sess: &Session) -> bool {
-        let (relaxed, acq_rel) = (Ordering::Relaxed, Ordering::AcqRel);
-        match self
-            .reserved_by
-            .compare_exchange(0, sess.id, acq_rel, relaxed)
-        {
-            Ok(_) => true,
-            Err(holder) => holder == sess.id,
-        }
-    }
-
-    /// Ends the reservation if this session holds it. Context: any.
-    #[doc(alias = "scst_clear_reservation")]
-    pub(crate) fn release(&self, sess: &Session) {
-        let (relaxed, release) = (Ordering::Relaxed, Ordering::Release);
-        let _ = self
-            .reserved_by
-            .compare_exchange(sess.id, 0, release, relaxed);
-    }
-
     /// What a logical unit reset does to the device's own state: the reservation ends, and SWP.
     pub(crate) fn reset(&self) {
-        self.reserved_by.store(0, Ordering::Release);
+        self.reservations.reset();
         self.control.swp.store(false, Ordering::Relaxed);
     }
 

@@ -30,6 +30,8 @@ pub mod lun;
 pub mod mgmt;
 pub mod order;
 pub mod parking;
+pub mod pres;
+mod reserve;
 pub mod sense;
 pub mod session;
 pub mod sgv;

@@ -5,31 +5,50 @@
 
 use crate::cdb::opcodes as op;
 use crate::cmd::Cmd;
-use crate::consts::SamStatus;
 use crate::lun::{AddrMethod, Lun, report_luns as lun_list_data};
+use crate::pres::{self, exec::PrAbort};
+use crate::reserve;
 use crate::sense::{self, SenseExtra};
 use crate::session::Session;
+use std::sync::Arc;
 
 use op::{INQUIRY, REPORT_LUNS, REQUEST_SENSE};
 
-/// 3RDPTY bit in byte 2 of RESERVE(10) (SPC-2 7.21).
-const THIRD_PARTY: u8 = 4;
 /// Smallest allocation length of REPORT LUNS (SPC-4 6.33).
 const REPORT_LUNS_MIN_ALLOC: u32 = 16;
 /// Longest REPORT LUNS data: header and all LUNs there can be.
 const REPORT_LUNS_MAX: u32 = 8 + 8 * 0x4000;
 
-/// Executes the command if it is one of the core's. Answers whether it has its result.
+/// What became of a command that the core may execute.
+pub(crate) enum LocalRes {
+    /// It is the handler's.
+    NotLocal,
+    /// It has its result.
+    Completed,
+    /// It would have to sleep: call again where it may.
+    NeedThread,
+    /// It has its result, and its answer has to wait for these.
+    Aborts(Arc<PrAbort>),
+}
+
+/// Executes the command if it is one of the core's.
 #[doc(alias = "scst_do_local_exec")]
-pub(crate) fn exec(cmd: &mut Cmd) -> bool {
+pub(crate) fn exec(cmd: &mut Cmd, may_sleep: bool) -> LocalRes {
     match cmd.cdb_byte(0) {
         REPORT_LUNS => report_luns(cmd),
-        REQUEST_SENSE => return request_sense(cmd),
-        op::RESERVE_6 | op::RESERVE_10 => reserve(cmd),
-        op::RELEASE_6 | op::RELEASE_10 => release(cmd),
-        _ => return false,
+        REQUEST_SENSE if !request_sense(cmd) => return LocalRes::NotLocal,
+        REQUEST_SENSE => {}
+        op::RESERVE_6 | op::RESERVE_10 | op::RELEASE_6 | op::RELEASE_10 => reserve::exec(cmd),
+        op::PERSISTENT_RESERVE_IN => pres::exec::reserve_in(cmd),
+        op::PERSISTENT_RESERVE_OUT if !may_sleep => return LocalRes::NeedThread,
+        op::PERSISTENT_RESERVE_OUT => {
+            if let Some(aborts) = pres::exec::reserve_out(cmd) {
+                return LocalRes::Aborts(aborts);
+            }
+        }
+        _ => return LocalRes::NotLocal,
     }
-    true
+    LocalRes::Completed
 }
 
 /// Vendor identification of INQUIRY data for a LUN that does not exist.
@@ -113,27 +132,6 @@ fn report_luns(cmd: &mut Cmd) {
     }
 }
 
-/// RESERVE (SPC-2 7.21): the whole logical unit, for the session.
-#[doc(alias = "scst_reserve_local")]
-fn reserve(cmd: &mut Cmd) {
-    if cmd.cdb_byte(0) == op::RESERVE_10 && cmd.cdb_byte(2) & (1 << THIRD_PARTY) != 0 {
-        cmd.set_invalid_field_in_cdb(2, Some(THIRD_PARTY));
-        return;
-    }
-    let reserved = cmd.device().is_some_and(|d| d.reserve(cmd.session()));
-    if !reserved {
-        cmd.set_status(SamStatus::ReservationConflict);
-    }
-}
-
-/// RELEASE (SPC-2 7.18). That another session holds the reservation is no error.
-#[doc(alias = "scst_release_local")]
-fn release(cmd: &mut Cmd) {
-    if let Some(dev) = cmd.device() {
-        dev.release(cmd.session());
-    }
-}
-
 fn lun_list(sess: &Session, alloc_len: usize) -> Vec<u8> {
     let luns = sess.tgt_devs();
     let luns = luns.iter().filter_map(|t| Lun::new(t.lun));
@@ -146,7 +144,7 @@ fn request_sense(cmd: &mut Cmd) -> bool {
     let Some(tgt_dev) = cmd.tgt_dev().cloned() else {
         return false;
     };
-    let sess = std::sync::Arc::clone(cmd.session());
+    let sess = Arc::clone(cmd.session());
     let Some(ua) = sess.take_ua(&tgt_dev) else {
         return false;
     };

@@ -157,6 +157,8 @@ conditions! {
     /// Release of a persistent reservation with another scope or type.
     #[doc(alias = "scst_sense_invalid_release")]
     INVALID_RELEASE = ILLEGAL_REQUEST, 0x26, 0x04;
+    /// No room for another registration.
+    INSUFFICIENT_REGISTRATION_RESOURCES = ILLEGAL_REQUEST, 0x55, 0x04;
     /// EXTENDED COPY: too many CSCD descriptors.
     #[doc(alias = "scst_sense_too_many_target_descriptors")]
     TOO_MANY_TARGET_DESCRIPTORS = ILLEGAL_REQUEST, 0x26, 0x06;

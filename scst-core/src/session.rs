@@ -5,6 +5,7 @@
 use crate::acg::AcgId;
 use crate::cmd::{Cmd, CmdHome, CmdShared, HomeId};
 use crate::core::{Core, InitWait};
+use crate::pres::TransportId;
 use crate::sense::Sense;
 use crate::stats::IoStats;
 use crate::tgt::Tgt;
@@ -68,6 +69,7 @@ pub struct Session {
     pub(crate) core: Arc<Core>,
     tgt: Arc<Tgt>,
     initiator_name: String,
+    transport_id: Option<TransportId>,
     pub(crate) acg: AcgId,
     pub(crate) home: Arc<dyn CmdHome>,
     pub(crate) home_id: HomeId,
@@ -104,11 +106,12 @@ impl Session {
         home: Arc<dyn CmdHome>,
         tgt_priv: u64,
     ) -> Self {
-        Self {
+        let mut sess = Self {
             core,
             acg: tgt.find_acg(initiator_name),
             tgt,
             initiator_name: initiator_name.to_owned(),
+            transport_id: None,
             home_id: home.id(),
             home,
             luns: Rcu::new(LunTable::default()),
@@ -118,12 +121,21 @@ impl Session {
             stats: IoStats::new(),
             ua_scope: UaScope::new(),
             tgt_priv,
-        }
+        };
+        let template = Arc::clone(sess.tgt.template());
+        let tid = template.initiator_port_transport_id(&sess);
+        sess.transport_id = tid.and_then(|tid| TransportId::parse(&tid));
+        sess
     }
 
     /// The initiator's name, as the transport gave it.
     pub fn initiator_name(&self) -> &str {
         &self.initiator_name
+    }
+
+    /// The initiator port, unless its transport has no TransportIDs.
+    pub fn transport_id(&self) -> Option<&TransportId> {
+        self.transport_id.as_ref()
     }
 
     /// The target port.

@@ -22,9 +22,15 @@ pub trait TgtTemplate: Send + Sync + 'static {
         0
     }
 
-    /// The TransportID of a session's initiator port (SPC-4 7.6.4), or of one named by `initiator` on this driver.
+    /// The TransportID of a session's initiator port (SPC-4 7.6.4). It must be the same whenever that port logs in.
+    /// A logical unit of which some session has none does not do persistent reservations. Context: may sleep.
     #[doc(alias = "get_initiator_port_transport_id")]
-    fn initiator_port_transport_id(&self, _sess: Option<&Session>) -> Option<Vec<u8>> {
+    fn initiator_port_transport_id(&self, _sess: &Session) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// Protocol identifier of its TransportIDs (SPC-4 7.6.1), if it has any.
+    fn transport_id_protocol(&self) -> Option<u8> {
         None
     }
 

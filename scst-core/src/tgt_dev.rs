@@ -5,6 +5,7 @@
 use crate::cmd::{Cmd, CmdThreads};
 use crate::device::Device;
 use crate::order::{NexusId, OrderData};
+use crate::reserve::NeededFlags;
 use crate::sense::Sense;
 use crate::session::Session;
 use crate::ua::{UaPlace, UaQueue};
@@ -27,6 +28,8 @@ pub struct TgtDev {
     /// The nexus' name in its task set.
     pub(crate) nexus: NexusId,
     pub(crate) ua: UaQueue,
+    /// What reservations ask of commands.
+    pub(crate) reservations: Arc<NeededFlags>,
     #[doc(alias = "tgt_dev_cmd_count")]
     pub(crate) cmd_count: AtomicU32,
     #[doc(alias = "tgt_dev_rd_only")]
@@ -59,6 +62,7 @@ impl TgtDev {
             order,
             nexus: NexusId(NEXT_NEXUS.fetch_add(1, Ordering::Relaxed)),
             ua: UaQueue::new(),
+            reservations: NeededFlags::new(),
             cmd_count: AtomicU32::new(0),
             rd_only: AtomicBool::new(rd_only),
             threads,

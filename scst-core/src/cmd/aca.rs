@@ -10,6 +10,7 @@ use super::{Cmd, CmdRef, CmdState, ExecCx, Next};
 use crate::consts::{QueueType, SamStatus};
 use crate::device::Device;
 use crate::order::{AcaRequest, AcaVerdict, CheckCondition, CheckSn, ClearedAca, QErr};
+use crate::pres;
 use crate::sense;
 use crate::session::Session;
 use crate::tgt_dev::TgtDev;
@@ -22,8 +23,7 @@ impl Cmd {
             nexus: tgt_dev.nexus,
             queue_type: self.queue_type,
             naca: self.naca(),
-            // PREEMPT AND ABORT is not executed yet.
-            preempt_and_abort: false,
+            preempt_and_abort: pres::exec::is_preempt_and_abort(self),
             cmd: self.tag,
         }
     }

@@ -9,9 +9,10 @@ use crate::blocking::{Class, Enter, Place};
 use crate::cdb::CdbFlags;
 use crate::consts::{QueueType, SamStatus};
 use crate::dev_type::ExecContext;
-use crate::local_cmd;
+use crate::local_cmd::{self, LocalRes};
 use crate::order::CheckSn;
 use crate::parking::Released;
+use crate::pres::exec::PrAbort;
 use crate::sense;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -118,9 +119,7 @@ impl Cmd {
     #[inline]
     fn check_local_events(&mut self, tgt_dev: &crate::tgt_dev::TgtDev) -> bool {
         let flags = self.op_flags();
-        if tgt_dev.dev.is_reserved_by_other(&self.sess)
-            && !flags.contains(CdbFlags::REG_RESERVE_ALLOWED)
-        {
+        if tgt_dev.reservations.conflicts(flags) {
             self.set_status(SamStatus::ReservationConflict);
             return true;
         }
@@ -149,12 +148,40 @@ impl Cmd {
     /// CmdState::LocalExec: commands that the core executes for every handler.
     #[inline]
     pub(super) fn local_exec(mut self: Box<Self>, cx: &mut ExecCx<'_>) -> Next {
-        if self.op_flags().contains(CdbFlags::LOCAL_CMD) && local_cmd::exec(&mut self) {
-            self.completed = true;
-            return self.after_exec(cx);
+        if self.op_flags().contains(CdbFlags::LOCAL_CMD) {
+            if cx.may_sleep() && self.is_aborted() {
+                // While it waited for the thread.
+                self.state = CmdState::DevDone;
+                return self.go_home();
+            }
+            match local_cmd::exec(&mut self, cx.may_sleep()) {
+                LocalRes::Completed => {
+                    self.completed = true;
+                    return match self.after_exec(cx) {
+                        Next::Same(cmd) if cx.may_sleep() => cmd.go_home(),
+                        next => next,
+                    };
+                }
+                LocalRes::NeedThread => return Next::NeedThread(self),
+                LocalRes::Aborts(aborts) => return self.wait_for_aborts(aborts, cx),
+                LocalRes::NotLocal => {}
+            }
         }
         self.state = CmdState::RealExec;
         Next::Same(self)
+    }
+
+    /// PREEMPT AND ABORT has its result, and its answer waits for the aborts.
+    #[cold]
+    fn wait_for_aborts(mut self: Box<Self>, aborts: Arc<PrAbort>, cx: &mut ExecCx<'_>) -> Next {
+        let mut detached = self.ticket.detach();
+        let order = self.tgt_dev.as_ref().map(|t| Arc::clone(&t.order));
+        self.state = CmdState::ExecWait;
+        aborts.park(self);
+        if let Some(order) = order {
+            cx.make_all_ready(order.post_exec(&mut detached));
+        }
+        Next::Stop
     }
 
     /// CmdState::RealExec: the handler executes.

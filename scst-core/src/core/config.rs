@@ -13,6 +13,7 @@ use crate::consts::MAX_NAME;
 use crate::dev_type::DevHandler;
 use crate::device::{DevPool, Device};
 use crate::lun::Lun;
+use crate::pres::TransportId;
 use crate::sense::{self, Sense};
 use crate::session::{LunTable, Session};
 use crate::template::TgtTemplate;
@@ -20,8 +21,8 @@ use crate::tgt::Tgt;
 use crate::tgt_dev::TgtDev;
 use kshim::pr_info;
 use kshim::sync::rcu;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 /// Why a change of the configuration was refused.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +101,12 @@ impl Core {
         let pool = DevPool::new(&*handler, name, &self.main_threads);
         let mem_lim = self.sgv.device_limit(self.max_dev_cmd_mem);
         let dev = Arc::new(Device::new(name, handler, pool, mem_lim));
+        if let Some(dir) = &self.params().pr_dir {
+            let opened = dev.reservations.open_file(dir, name);
+            opened.map_err(host_error(format!(
+                "Cannot load the persistent reservations of device \"{name}\""
+            )))?;
+        }
         dev.handler().attach(&dev).map_err(host_error(format!(
             "Cannot attach device \"{name}\" to its handler"
         )))?;
@@ -167,6 +174,7 @@ impl Core {
         let rel = rel.ok_or_else(|| ConfigError::Busy(name.to_owned()))?;
         let tgt = Arc::new(Tgt::new(name, template, rel));
         config.tgts.push(Arc::clone(&tgt));
+        self.tgt_list.lock().push(Arc::downgrade(&tgt));
         pr_info!("Target {name} registered, relative target id {rel}");
         Ok(tgt)
     }
@@ -179,12 +187,29 @@ impl Core {
             return Err(ConfigError::Busy(tgt.name().to_owned()));
         }
         config.tgts.retain(|t| !Arc::ptr_eq(t, tgt));
+        let me = Arc::as_ptr(tgt);
+        let mut list = self.tgt_list.lock();
+        list.retain(|t| !std::ptr::eq(t.as_ptr(), me));
         Ok(())
     }
 
     /// The registered targets. Context: may sleep.
     pub fn targets(&self) -> Vec<Arc<Tgt>> {
         self.config.lock().tgts.clone()
+    }
+
+    /// Relative ids of the target ports of a session's transport protocol: where ALL_TG_PT registers. Context: any.
+    pub(crate) fn rel_tgt_ids_of_protocol(&self, sess: &Session) -> Vec<u16> {
+        let protocol = sess.transport_id().map(TransportId::protocol);
+        let tgts: Vec<_> = {
+            let list = self.tgt_list.lock();
+            list.iter().filter_map(Weak::upgrade).collect()
+        };
+        let same = |t: &&Arc<Tgt>| t.template().transport_id_protocol() == protocol;
+        let ids = tgts.iter().filter(same);
+        ids.map(|t| t.rel_tgt_id.load(Ordering::Relaxed))
+            .filter(|id| *id != 0)
+            .collect()
     }
 
     /// Makes a group of initiators. Context: may sleep.
@@ -390,6 +415,7 @@ impl Core {
             "Cannot attach LUN {lun} to device \"{}\"",
             dev.name()
         )))?;
+        dev.reservations.attach(&t, sess);
         let mut all = dev.tgt_devs.lock();
         all.retain(|t| t.strong_count() > 0);
         all.push(Arc::downgrade(&t));
@@ -404,10 +430,7 @@ impl Core {
             .tgt_devs
             .lock()
             .retain(|w| !std::ptr::eq(w.as_ptr(), me));
-        let of_sess = |o: &Arc<TgtDev>| o.session().is_some_and(|s| std::ptr::eq(&*s, sess));
-        if !t.dev.tgt_devs().iter().any(of_sess) {
-            t.dev.release(sess);
-        }
+        t.dev.reservations.detach(t, sess);
         clear_aca(t, false);
         t.dev.handler().detach_tgt(t);
         t.dev.pool.free_nexus(&t.threads);

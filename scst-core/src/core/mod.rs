@@ -21,7 +21,8 @@ use kshim::kthread::{self, Kthread, WorkerQueue};
 use kshim::sync::percpu_ref::PercpuRef;
 use kshim::sync::{Completion, Mutex, SpinLock};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
 
 /// Work for the management thread.
 type MgmtWork = Box<dyn FnOnce(&Arc<Core>) + Send>;
@@ -40,14 +41,19 @@ pub struct CoreParams {
     pub threads: usize,
     /// Goes into the serial numbers of virtual devices (`setup_id`).
     pub setup_id: u32,
+    /// Where persistent reservations are kept across power loss, a file for each device. Without it initiators that
+    /// ask for that (APTPL) are refused.
+    #[doc(alias = "SCST_PR_DIR")]
+    pub pr_dir: Option<PathBuf>,
 }
 
 impl Default for CoreParams {
-    /// As many threads as the machine has processors; setup id 0.
+    /// As many threads as the machine has processors; setup id 0; reservations are lost with power.
     fn default() -> Self {
         Self {
             threads: kshim::host::cpus(),
             setup_id: 0,
+            pr_dir: None,
         }
     }
 }
@@ -57,6 +63,9 @@ pub struct Core {
     /// `scst_mutex`: all configuration. Taken by the management thread and at start and stop only.
     #[doc(alias = "scst_mutex")]
     pub(crate) config: Mutex<Config>,
+    /// The targets of `config`, for commands that may not wait for it.
+    #[doc(alias = "scst_mutex2")]
+    pub(crate) tgt_list: SpinLock<Vec<Weak<Tgt>>>,
     /// `scst_suspend_mutex` with the nesting count.
     #[doc(alias = "scst_suspend_mutex")]
     pub(crate) suspend: Mutex<u32>,
@@ -98,6 +107,7 @@ impl Core {
         let sgv = SgvPools::new(&sgv_config);
         let core = Arc::new(Self {
             config: Mutex::new(Config::default()),
+            tgt_list: SpinLock::new(Vec::new()),
             suspend: Mutex::new(0),
             cmd_ref: Arc::new(PercpuRef::new(move || on_zero.complete_all())),
             cmd_ref_zero: zero,

@@ -80,8 +80,6 @@ pub const NOT_EXECUTED: &[u8] = &[
     op::FORMAT_UNIT,
     op::MODE_SELECT,
     op::MODE_SELECT_10,
-    op::PERSISTENT_RESERVE_IN,
-    op::PERSISTENT_RESERVE_OUT,
     op::EXTENDED_COPY,
     op::COMPARE_AND_WRITE,
 ];

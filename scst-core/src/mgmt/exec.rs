@@ -29,7 +29,8 @@ pub(super) fn exec(mcmd: &Arc<MgmtCmd>) {
         TmFunction::AbortTaskSet
         | TmFunction::ClearTaskSet
         | TmFunction::ClearAca
-        | TmFunction::LunReset => with_lun(mcmd),
+        | TmFunction::LunReset
+        | TmFunction::PrAbortAll => with_lun(mcmd),
     }
     mcmd.dec_done();
 }
@@ -56,6 +57,7 @@ fn with_lun(mcmd: &Arc<MgmtCmd>) {
             unblock_aborted(&tgt_dev.dev);
             return;
         }
+        TmFunction::PrAbortAll => pr_abort_all(mcmd, &tgt_dev),
         // The others are for no single LUN.
         _ => return,
     }
@@ -77,6 +79,10 @@ fn abort_cmds(
             continue;
         };
         if !wanted(shared.lun.load(Ordering::Acquire)) {
+            continue;
+        }
+        let origin = mcmd.origin.as_ref();
+        if origin.is_some_and(|o| o.is_origin(&shared, generation)) {
             continue;
         }
         if abort == Abort::ThisNexus && !is_older(mcmd, shared.tgt_sn.load(Ordering::Acquire)) {
@@ -165,6 +171,23 @@ fn clear_task_set(mcmd: &Arc<MgmtCmd>, this: &TgtDev) {
     }
 }
 
+/// Aborts the commands of a nexus whose registration was preempted.
+#[doc(alias = "scst_pr_abort_reg")]
+fn pr_abort_all(mcmd: &Arc<MgmtCmd>, t: &TgtDev) {
+    let own = mcmd.origin.as_ref();
+    let abort = if own.is_some_and(|o| o.is_of(mcmd.session())) {
+        Abort::ThisNexus
+    } else {
+        let tas = tas(&t.dev);
+        Abort::OtherNexus { tas }
+    };
+    abort_task_set(mcmd, t, abort);
+    if own.is_some_and(|o| o.clears_aca_of(t)) {
+        clear_aca(t, false);
+    }
+    unblock_aborted(&t.dev);
+}
+
 /// Aborts everything at the logical unit, blocks it until the answer is sent, and tells every nexus, the one that asked
 /// for it too, by a unit attention.
 #[doc(alias = "scst_lun_reset")]
@@ -227,7 +250,7 @@ fn abort_session(mcmd: &Arc<MgmtCmd>) {
 pub(super) fn affected_cmds_done(mcmd: &Arc<MgmtCmd>) {
     if mcmd.params().function == TmFunction::NexusLossSess {
         for t in mcmd.session().tgt_devs() {
-            t.dev.release(mcmd.session());
+            t.dev.reservations.nexus_loss(mcmd.session());
             t.check_set_ua(sense::NEXUS_LOSS_UA);
         }
     }
@@ -235,8 +258,10 @@ pub(super) fn affected_cmds_done(mcmd: &Arc<MgmtCmd>) {
     for t in notified {
         t.dev.handler().task_mgmt_fn_done(mcmd, &t);
     }
-    let template = Arc::clone(mcmd.session().tgt().template());
-    template.task_mgmt_affected_cmds_done(mcmd);
+    if mcmd.origin.is_none() {
+        let template = Arc::clone(mcmd.session().tgt().template());
+        template.task_mgmt_affected_cmds_done(mcmd);
+    }
     mcmd.dec_finish();
 }
 
@@ -248,7 +273,10 @@ pub(super) fn send_done(mcmd: &Arc<MgmtCmd>) {
         mcmd.params().function,
         mcmd.status()
     );
-    mcmd.session().home.task_mgmt_fn_done(Arc::clone(mcmd));
+    match &mcmd.origin {
+        Some(origin) => origin.done_one(),
+        None => mcmd.session().home.task_mgmt_fn_done(Arc::clone(mcmd)),
+    }
     let blocked = std::mem::take(&mut *mcmd.needs_unblocking.lock());
     for dev in blocked {
         for cmd in dev.block.unblock() {

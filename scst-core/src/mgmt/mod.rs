@@ -12,6 +12,7 @@ mod exec;
 use crate::cmd::shared::{Abort, CmdShared, DONE, SENT_FOR_EXEC};
 use crate::core::Core;
 use crate::device::Device;
+use crate::pres::exec::PrAbort;
 use crate::session::Session;
 use crate::tgt_dev::TgtDev;
 use kshim::error::Result;
@@ -39,6 +40,10 @@ pub enum TmFunction {
     /// The nexus is lost: abort everything of the session, send nothing.
     #[doc(alias = "SCST_NEXUS_LOSS_SESS")]
     NexusLossSess,
+    /// Abort all commands of this nexus at one logical unit, for PREEMPT AND ABORT. Not for transports, and not told
+    /// to them.
+    #[doc(alias = "SCST_PR_ABORT_ALL")]
+    PrAbortAll,
 }
 
 /// How a request ended.
@@ -107,6 +112,9 @@ pub struct MgmtCmd {
     #[doc(alias = "cmd_finish_wait_count")]
     finish_wait: AtomicU32,
     needs_unblocking: SpinLock<Vec<Arc<Device>>>,
+    /// The PREEMPT AND ABORT that this is for.
+    #[doc(alias = "origin_pr_cmd")]
+    origin: Option<Arc<PrAbort>>,
 }
 
 impl MgmtCmd {
@@ -278,6 +286,10 @@ impl Session {
     /// Hands in a task management request; the transport's `task_mgmt_fn_done` answers it. Context: any.
     #[doc(alias = "scst_rx_mgmt_fn")]
     pub fn rx_mgmt_fn(self: &Arc<Self>, params: TmParams) {
+        self.rx_mgmt(params, None);
+    }
+
+    fn rx_mgmt(self: &Arc<Self>, params: TmParams, origin: Option<Arc<PrAbort>>) {
         let mcmd = Arc::new(MgmtCmd {
             params,
             sess: Arc::clone(self),
@@ -286,7 +298,21 @@ impl Session {
             done_wait: AtomicU32::new(1),
             finish_wait: AtomicU32::new(1),
             needs_unblocking: SpinLock::new(Vec::new()),
+            origin,
         });
         self.core.tm.queue.push(TmEvent::New(mcmd));
     }
+}
+
+/// Aborts what a session has at a LUN on behalf of PREEMPT AND ABORT. Context: any.
+#[doc(alias = "scst_rx_mgmt_fn_lun")]
+pub(crate) fn pr_abort_all(sess: &Arc<Session>, lun: u64, origin: Arc<PrAbort>) {
+    let params = TmParams {
+        function: TmFunction::PrAbortAll,
+        lun,
+        tag: 0,
+        cmd_sn: None,
+        tgt_priv: 0,
+    };
+    sess.rx_mgmt(params, Some(origin));
 }

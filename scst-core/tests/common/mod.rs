@@ -27,6 +27,14 @@ impl TgtTemplate for Template {
     fn scsi_transport_version(&self) -> u16 {
         ISCSI
     }
+    fn initiator_port_transport_id(&self, sess: &Session) -> Option<Vec<u8>> {
+        let name = format!("{},i,0x1\0", sess.initiator_name());
+        let len = name.len() as u16;
+        Some([&[0x45, 0][..], &len.to_be_bytes(), name.as_bytes()].concat())
+    }
+    fn transport_id_protocol(&self) -> Option<u8> {
+        Some(5)
+    }
     fn close_session(&self, _sess: &Arc<Session>) {}
 }
 

@@ -22,6 +22,7 @@ use scst_core::session::Session;
 use scst_core::template::TgtTemplate;
 use scst_core::tgt::Tgt;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -37,6 +38,25 @@ impl TgtTemplate for Template {
     }
     fn scsi_transport_version(&self) -> u16 {
         0x0960
+    }
+    /// As in the recorded conversations: initiator "A" is probe-a with an ISID that ends with 10h.
+    fn initiator_port_transport_id(&self, sess: &Session) -> Option<Vec<u8>> {
+        let name = sess.initiator_name();
+        let isid = name
+            .bytes()
+            .next()
+            .map_or(0, |b| b.wrapping_sub(b'A' - 0x10));
+        let name = name.to_lowercase();
+        let mut text = format!("iqn.2026-01.org.example:probe-{name},i,0x{isid:x}0000000080\0");
+        text.extend(std::iter::repeat_n(
+            '\0',
+            text.len().next_multiple_of(4) - text.len(),
+        ));
+        let len = text.len() as u16;
+        Some([&[0x45, 0][..], &len.to_be_bytes(), text.as_bytes()].concat())
+    }
+    fn transport_id_protocol(&self) -> Option<u8> {
+        Some(5)
     }
     fn close_session(&self, _sess: &Arc<Session>) {}
 }
@@ -597,8 +617,17 @@ impl Rig {
 
     /// The same with other handlers, some of them read-only.
     pub fn of(handlers: Vec<(String, Arc<dyn DevHandler>, bool)>) -> Self {
+        Self::of_dir(handlers, None)
+    }
+
+    /// The same with persistent reservations kept in a directory.
+    pub fn of_dir(
+        handlers: Vec<(String, Arc<dyn DevHandler>, bool)>,
+        pr_dir: Option<PathBuf>,
+    ) -> Self {
         let core = Core::new(CoreParams {
             threads: 3,
+            pr_dir,
             ..CoreParams::default()
         });
         let core = core.expect("threads");

@@ -33,7 +33,10 @@ impl ReferenceServer {
     pub(crate) fn start() -> Result<Self> {
         let data = tempfile::tempdir()?;
         let reactor = Reactor::spawn(ReactorConfig::new("reactor0".to_owned()))?;
-        let core = Core::new(CoreParams::default())?;
+        let core = Core::new(CoreParams {
+            pr_dir: Some(data.path().join("pr")),
+            ..CoreParams::default()
+        })?;
         let driver = IscsiDriver::new(Arc::clone(&core), vec![reactor.handle()])?;
         let target = driver.add_target(IQN, None, KeyValues::default(), TgtParams::default())?;
         let ram = RamDisk::create("behaviour", &RamConfig::new(128 * MIB))?;
