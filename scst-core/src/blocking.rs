@@ -27,13 +27,19 @@
 //!   latter, when it leaves, either sees the flag, takes the lock and looks; or has loaded the flag
 //!   before it was set, thus had decremented before that, and is not in the sum.
 //!
-//! The flag is set exactly while somebody is parked, serialized, or blocking from outside.
+//! The flag is set exactly while somebody is parked, serialized, atomic, or blocking from outside.
 //!
-//! # To come
+//! # SCSI atomic commands
 //!
-//! SCSI atomic commands (COMPARE AND WRITE) block only those whose block range overlaps. Their place is here: an arm of
-//! [`Class`] with the range, a list of the ranges on the device kept while any such command is around (flag set, so everybody comes by
-//! the lock), and a third reason to park. Nothing of that exists yet, and no class claims it.
+//! A COMPARE AND WRITE ([`Class::Atomic`]) may not be on the device together with commands that conflict with its
+//! [`Claim`]; with all others it may. While one is on the device or waits, the flag is set, everybody comes by the
+//! lock, and who enters is *listed* with its claim in [`crate::overlap`] instead of being counted. Who conflicts
+//! with an earlier one waits there, after it has had its turn in the queue.
+//!
+//! Of commands that were let in before by the fast path nobody knows the blocks: an atomic command waits until none of those is
+//! left, that is, until the count is 0 (by the argument above; it then stays 0 as long as the flag is set, but for commands that are
+//! aborted). That is a matter of those that happen to be on the device when the first atomic command comes. Commands
+//! that may stay for long ([`Class::Listed`]) are always listed, so that nobody has to wait for them without need.
 //!
 //! # Locks
 //!
@@ -46,6 +52,7 @@
 #[cfg(test)]
 mod tests;
 
+use crate::overlap::{Claim, EntryId, Overlap};
 use crate::parking::{Abortable, Released, race_point};
 use kshim::might_sleep;
 use kshim::percpu::PercpuCounter;
@@ -67,6 +74,11 @@ pub enum Class {
     /// Alone: waits until the device is drained, and nobody enters meanwhile.
     #[doc(alias = "SCST_STRICTLY_SERIALIZED")]
     StrictlySerialized,
+    /// Beside others, and may be there for long: [`HasBlockTicket::claim`] says what it touches.
+    Listed,
+    /// Beside others that touch other blocks: [`HasBlockTicket::claim`] is [`Claim::Atomic`].
+    #[doc(alias = "SCST_SCSI_ATOMIC")]
+    Atomic,
     /// Past all this, and not counted: internal commands of one that is on the device already.
     #[doc(alias = "bypass_blocking")]
     Bypass,
@@ -87,6 +99,10 @@ pub enum Place {
 pub struct BlockTicket {
     class: Class,
     stage: Stage,
+    /// Its entry among the listed commands; 0 for one that is counted.
+    entry: EntryId,
+    /// What it touches, from when it had to go by the lock until it is listed.
+    claim: Option<Box<Claim>>,
 }
 
 impl BlockTicket {
@@ -112,6 +128,11 @@ enum Stage {
 pub trait HasBlockTicket: Abortable {
     /// The item's ticket.
     fn block_ticket(&mut self) -> &mut BlockTicket;
+
+    /// What the item touches of the device that it asks for. Called before the item may be parked, not under the lock.
+    fn claim(&self) -> Claim {
+        Claim::Nothing
+    }
 }
 
 /// Answer of [`DevBlock::enter`].
@@ -178,7 +199,7 @@ pub type DrainedFn = Box<dyn FnOnce() + Send>;
 /// assert!(dev.is_idle());
 /// ```
 pub struct DevBlock<T> {
-    /// Commands on the device.
+    /// Commands on the device that are not listed.
     #[doc(alias = "on_dev_cmd_count")]
     on_dev: PercpuCounter,
     /// Whether anything below is in the way: then the lock decides.
@@ -194,6 +215,9 @@ struct State<T> {
     /// A strictly serialized command that is the next and waits for the device to be drained.
     #[doc(alias = "strictly_serialized_cmd_waiting")]
     strict: Option<T>,
+    /// Listed commands: on the device, or waiting for earlier ones on the same blocks.
+    #[doc(alias = "dev_exec_cmd_list")]
+    listed: Overlap<T>,
     /// A serialized command is on the device.
     holding: bool,
     /// Blocks from outside.
@@ -206,11 +230,21 @@ struct State<T> {
     on_drained: Vec<DrainedFn>,
 }
 
+impl<T: HasBlockTicket> State<T> {
+    /// From now on what the item touches counts.
+    fn list(&mut self, mut item: T) {
+        let claim = item.block_ticket().claim.take();
+        self.listed.add(claim.map_or(Claim::Nothing, |c| *c), item);
+    }
+}
+
 impl<T> std::fmt::Debug for DevBlock<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let st = self.state.lock();
         f.debug_struct("DevBlock")
             .field("on_dev", &self.on_dev.sum())
+            .field("listed", &st.listed.inside())
+            .field("overlapping", &st.listed.waiting())
             .field("queued", &st.queue.len())
             .field("strict_waiting", &st.strict.is_some())
             .field("holding", &st.holding)
@@ -234,6 +268,7 @@ impl<T: HasBlockTicket> DevBlock<T> {
             state: SpinLock::new(State {
                 queue: VecDeque::new(),
                 strict: None,
+                listed: Overlap::new(),
                 holding: false,
                 ext_blocks: 0,
                 early_unblocks: 0,
@@ -260,24 +295,28 @@ impl<T: HasBlockTicket> DevBlock<T> {
                 }
                 self.on_dev.dec();
             }
-            Class::Serialized | Class::StrictlySerialized => {}
+            Class::Serialized
+            | Class::StrictlySerialized
+            | Class::Listed
+            | Class::Atomic => {}
         }
         self.enter_slow(item, place)
     }
 
     #[cold]
-    fn enter_slow(&self, item: T, place: Place) -> Enter<T> {
+    fn enter_slow(&self, mut item: T, place: Place) -> Enter<T> {
+        let claim = Box::new(item.claim());
         let mut st = self.state.lock();
         if item.is_aborted() {
-            let mut item = item;
             self.count_in(item.block_ticket(), Stage::Counted);
             return Enter::Go(item);
         }
+        item.block_ticket().claim = Some(claim);
         match place {
             Place::Tail => st.queue.push_back(item),
             Place::Head => st.queue.push_front(item),
         }
-        let alone = st.queue.len() == 1 && st.strict.is_none();
+        let alone = st.queue.len() == 1 && st.strict.is_none() && st.listed.waiting() == 0;
         let (mut released, drained) = self.grant(&mut st);
         drop(st);
         for f in drained {
@@ -297,6 +336,7 @@ impl<T: HasBlockTicket> DevBlock<T> {
     pub fn leave(&self, ticket: &mut BlockTicket) -> Released<T> {
         match std::mem::take(&mut ticket.stage) {
             Stage::Outside => Released::new(),
+            Stage::Counted if ticket.entry != 0 => self.leave_listed(ticket, false),
             Stage::Counted => {
                 self.on_dev.dec();
                 race_point();
@@ -306,11 +346,22 @@ impl<T: HasBlockTicket> DevBlock<T> {
                     Released::new()
                 }
             }
+            Stage::Holding if ticket.entry != 0 => self.leave_listed(ticket, true),
             Stage::Holding => {
                 self.on_dev.dec();
                 self.leave_slow(true)
             }
         }
+    }
+
+    #[cold]
+    fn leave_listed(&self, ticket: &mut BlockTicket, was_holding: bool) -> Released<T> {
+        let mut st = self.state.lock();
+        if was_holding {
+            st.holding = false;
+        }
+        st.listed.remove(std::mem::take(&mut ticket.entry));
+        self.grant_and_unlock(st)
     }
 
     #[cold]
@@ -330,7 +381,7 @@ impl<T: HasBlockTicket> DevBlock<T> {
         st.ext_blocks += 1;
         self.blocked.store(true, Ordering::SeqCst);
         if let Some(f) = on_drained {
-            if self.is_drained() {
+            if self.is_drained(&st) {
                 drop(st);
                 f();
             } else {
@@ -383,6 +434,7 @@ impl<T: HasBlockTicket> DevBlock<T> {
                 st.strict = Some(item);
             }
         }
+        st.listed.take(&mut pred, &mut taken);
         for item in std::mem::take(&mut st.queue) {
             if pred(&item) {
                 taken.push(item);
@@ -398,13 +450,15 @@ impl<T: HasBlockTicket> DevBlock<T> {
 
     /// Commands on the device: exact only while nothing moves.
     pub fn on_dev_count(&self) -> u64 {
-        u64::try_from(self.on_dev.sum()).unwrap_or(0)
+        let listed = self.state.lock().listed.inside();
+        let counted = usize::try_from(self.on_dev.sum()).unwrap_or(0);
+        u64::try_from(counted.saturating_add(listed)).unwrap_or(u64::MAX)
     }
 
     /// Commands parked.
     pub fn blocked_count(&self) -> usize {
         let st = self.state.lock();
-        st.queue.len() + usize::from(st.strict.is_some())
+        st.queue.len() + usize::from(st.strict.is_some()) + st.listed.waiting()
     }
 
     /// Whether the device is blocked from outside.
@@ -414,11 +468,17 @@ impl<T: HasBlockTicket> DevBlock<T> {
 
     /// Whether no command is on the device or parked, and nobody blocks it.
     pub fn is_idle(&self) -> bool {
-        !self.blocked.load(Ordering::SeqCst) && self.on_dev.sum() == 0
+        let listed = self.state.lock().listed.inside();
+        !self.blocked.load(Ordering::SeqCst) && self.on_dev.sum() == 0 && listed == 0
     }
 
-    /// Whether no command is on the device. The flag must be set, and the lock held.
-    fn is_drained(&self) -> bool {
+    /// Whether no command is on the device. The flag must be set.
+    fn is_drained(&self, st: &State<T>) -> bool {
+        st.listed.inside() == 0 && self.no_counted()
+    }
+
+    /// Whether no command is on the device that is not listed. The flag must be set, and the lock held.
+    fn no_counted(&self) -> bool {
         // The counter's slots come into being when threads first use them: this makes slots visible whose commands
         // did not see the flag.
         fence(Ordering::SeqCst);
@@ -429,6 +489,7 @@ impl<T: HasBlockTicket> DevBlock<T> {
     fn count_in(&self, ticket: &mut BlockTicket, stage: Stage) {
         self.on_dev.inc();
         ticket.stage = stage;
+        ticket.claim = None;
     }
 
     fn grant_and_unlock(&self, mut st: impl std::ops::DerefMut<Target = State<T>>) -> Released<T> {
@@ -446,31 +507,58 @@ impl<T: HasBlockTicket> DevBlock<T> {
         // Before any counter is looked at: see the module's docs.
         self.blocked.store(true, Ordering::SeqCst);
         let mut drained = Vec::new();
-        if !st.on_drained.is_empty() && self.is_drained() {
+        if !st.on_drained.is_empty() && self.is_drained(st) {
             drained = std::mem::take(&mut st.on_drained);
             st.ext_blocks -= std::mem::take(&mut st.early_unblocks);
         }
         while !st.holding && st.ext_blocks == 0 {
+            // Who waited for others on the same blocks is older than who is still in the queue.
+            if let Some((entry, mut item)) = st.listed.next_ready(|| self.no_counted()) {
+                let ticket = item.block_ticket();
+                ticket.entry = entry;
+                ticket.stage = Stage::Counted;
+                if ticket.class == Class::Serialized {
+                    ticket.stage = Stage::Holding;
+                    st.holding = true;
+                }
+                released.push(item);
+                continue;
+            }
             let Some(mut item) = st.strict.take().or_else(|| st.queue.pop_front()) else {
                 break;
             };
-            match item.block_ticket().class {
-                Class::StrictlySerialized if !self.is_drained() => {
+            let ticket = item.block_ticket();
+            match ticket.class {
+                Class::StrictlySerialized if st.listed.waiting() > 0 || !self.is_drained(st) => {
                     st.strict = Some(item);
                     break;
                 }
-                Class::Serialized | Class::StrictlySerialized => {
-                    self.count_in(item.block_ticket(), Stage::Holding);
+                Class::StrictlySerialized => {
+                    self.count_in(ticket, Stage::Holding);
                     st.holding = true;
                 }
-                Class::Normal | Class::Bypass => {
-                    self.count_in(item.block_ticket(), Stage::Counted);
+                Class::Listed | Class::Atomic => {
+                    st.list(item);
+                    continue;
                 }
+                Class::Serialized | Class::Normal | Class::Bypass if st.listed.has_atomics() => {
+                    st.list(item);
+                    continue;
+                }
+                Class::Serialized => {
+                    self.count_in(ticket, Stage::Holding);
+                    st.holding = true;
+                }
+                Class::Normal | Class::Bypass => self.count_in(ticket, Stage::Counted),
             }
             released.push(item);
         }
-        let blocked =
-            st.holding || st.ext_blocks > 0 || st.strict.is_some() || !st.queue.is_empty();
+        let blocked = st.holding
+            || st.ext_blocks > 0
+            || st.strict.is_some()
+            || !st.queue.is_empty()
+            || st.listed.has_atomics()
+            || st.listed.waiting() > 0;
         self.blocked.store(blocked, Ordering::SeqCst);
         (released, drained)
     }

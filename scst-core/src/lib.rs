@@ -29,6 +29,7 @@ mod local_cmd;
 pub mod lun;
 pub mod mgmt;
 pub mod order;
+pub mod overlap;
 pub mod parking;
 pub mod pres;
 mod reserve;

@@ -1,6 +1,7 @@
 //! The engine against a list of who waits, and against threads.
 
 use super::*;
+use crate::overlap::BlockRange;
 use kshim::time::{Delta, Instant};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -11,19 +12,29 @@ use std::sync::atomic::{AtomicI64, AtomicUsize};
 struct Item {
     id: usize,
     class: Class,
+    claim: Claim,
     ticket: BlockTicket,
     aborted: bool,
 }
 
 impl Item {
     fn new(id: usize, class: Class) -> Self {
+        Self::claiming(id, class, Claim::Nothing)
+    }
+
+    fn claiming(id: usize, class: Class, claim: Claim) -> Self {
         Self {
             id,
             class,
+            claim,
             ticket: BlockTicket::default(),
             aborted: false,
         }
     }
+}
+
+fn range(lba: u64, blocks: u64) -> BlockRange {
+    BlockRange { lba, blocks }
 }
 
 impl Abortable for Item {
@@ -36,15 +47,31 @@ impl HasBlockTicket for Item {
     fn block_ticket(&mut self) -> &mut BlockTicket {
         &mut self.ticket
     }
+    fn claim(&self) -> Claim {
+        self.claim.clone()
+    }
 }
 
-/// One list of who waits, walked from its head after every event.
+/// A command that the model knows.
+#[derive(Clone, Debug)]
+struct Known {
+    id: usize,
+    class: Class,
+    claim: Claim,
+    /// On the device by the fast path, or as if: its blocks count for nobody.
+    anonymous: bool,
+    aborted: bool,
+}
+
+/// One list of who waits for the device and one of who waits for blocks, walked from their heads after every event.
 #[derive(Default)]
 struct Model {
-    waiting: Vec<(usize, Class)>,
+    waiting: Vec<Known>,
+    /// Had their turn, and wait for earlier ones on the same blocks.
+    parked: Vec<Known>,
     /// The head of the list is strictly serialized and only waits for the device to be drained: nobody gets before it.
     claimed: bool,
-    on_dev: BTreeMap<usize, Class>,
+    on_dev: BTreeMap<usize, Known>,
     holder: Option<usize>,
     blocks: u32,
     early: u32,
@@ -53,6 +80,33 @@ struct Model {
 }
 
 impl Model {
+    fn has_atomics(&self) -> bool {
+        let mut listed = self.on_dev.values().filter(|k| !k.anonymous);
+        listed.any(|k| k.claim.is_atomic()) || self.parked.iter().any(|k| k.claim.is_atomic())
+    }
+
+    /// The first of those that wait for blocks whose turn it is.
+    fn free_again(&self) -> Option<usize> {
+        (0..self.parked.len()).find(|&at| {
+            let k = &self.parked[at];
+            let conflicts = |o: &Known| !o.anonymous && o.claim.conflicts(&k.claim);
+            !self.parked[..at].iter().any(conflicts)
+                && !self.on_dev.values().any(conflicts)
+                && !(k.claim.is_atomic() && self.on_dev.values().any(|o| o.anonymous))
+        })
+    }
+
+    fn let_in(&mut self, k: Known, entered: &mut Vec<usize>) {
+        for o in self.on_dev.values() {
+            assert!(o.aborted || !o.claim.conflicts(&k.claim), "{o:?} and {k:?}");
+        }
+        if matches!(k.class, Class::Serialized | Class::StrictlySerialized) {
+            self.holder = Some(k.id);
+        }
+        entered.push(k.id);
+        self.on_dev.insert(k.id, k);
+    }
+
     fn settle(&mut self) -> Vec<usize> {
         let mut entered = Vec::new();
         if self.pending_drain > 0 && self.on_dev.is_empty() {
@@ -60,29 +114,45 @@ impl Model {
             self.blocks -= std::mem::take(&mut self.early);
         }
         while self.holder.is_none() && self.blocks == 0 {
-            let Some((id, class)) = self.waiting.first().copied() else {
+            if let Some(at) = self.free_again() {
+                let k = self.parked.remove(at);
+                self.let_in(k, &mut entered);
+                continue;
+            }
+            let Some(head) = self.waiting.first() else {
                 break;
             };
-            if class == Class::StrictlySerialized && !self.on_dev.is_empty() {
+            let busy = !self.on_dev.is_empty() || !self.parked.is_empty();
+            let strict = head.class == Class::StrictlySerialized;
+            if strict && busy {
                 self.claimed = true;
                 break;
             }
             self.claimed = false;
-            self.waiting.remove(0);
-            self.on_dev.insert(id, class);
-            if class != Class::Normal {
-                self.holder = Some(id);
+            let mut k = self.waiting.remove(0);
+            let listed = matches!(k.class, Class::Listed | Class::Atomic) || self.has_atomics();
+            k.anonymous = strict || !listed;
+            if k.anonymous {
+                self.let_in(k, &mut entered);
+            } else {
+                self.parked.push(k);
             }
-            entered.push(id);
         }
         entered
     }
 
-    fn enter(&mut self, id: usize, class: Class, place: Place) -> Vec<usize> {
+    fn enter(&mut self, id: usize, class: Class, claim: Claim, place: Place) -> Vec<usize> {
         let head = usize::from(self.claimed);
+        let k = Known {
+            id,
+            class,
+            claim,
+            anonymous: false,
+            aborted: false,
+        };
         match place {
-            Place::Tail => self.waiting.push((id, class)),
-            Place::Head => self.waiting.insert(head, (id, class)),
+            Place::Tail => self.waiting.push(k),
+            Place::Head => self.waiting.insert(head, k),
         }
         self.settle()
     }
@@ -94,11 +164,24 @@ impl Model {
         }
         self.settle()
     }
+
+    /// Takes the `n`th of those that wait.
+    fn take(&mut self, n: usize) -> Option<usize> {
+        let at = n.checked_rem(self.waiting.len() + self.parked.len())?;
+        if at < self.parked.len() {
+            return Some(self.parked.remove(at).id);
+        }
+        let at = at - self.parked.len();
+        if at == 0 {
+            self.claimed = false;
+        }
+        Some(self.waiting.remove(at).id)
+    }
 }
 
 #[derive(Clone, Debug)]
 enum Op {
-    Enter(Class, Place),
+    Enter(Class, Claim, Place),
     EnterAborted,
     Leave(usize),
     Block(bool),
@@ -107,14 +190,23 @@ enum Op {
 }
 
 fn op() -> impl Strategy<Value = Op> {
+    let some = || (0..12u64, 0..4u64).prop_map(|(lba, n)| range(lba, n));
+    let touches = prop_oneof![
+        1 => Just(Claim::Nothing),
+        4 => some().prop_map(Claim::Range),
+        1 => (some(), some()).prop_map(|(a, b)| Claim::Ranges(Box::new([a, b]))),
+    ];
     let class = prop_oneof![
-        6 => Just(Class::Normal),
-        2 => Just(Class::Serialized),
-        2 => Just(Class::StrictlySerialized),
+        6 => touches.clone().prop_map(|c| (Class::Normal, c)),
+        1 => Just((Class::Serialized, Claim::Nothing)),
+        1 => Just((Class::Serialized, Claim::Reserve)),
+        1 => Just((Class::StrictlySerialized, Claim::Nothing)),
+        2 => touches.prop_map(|c| (Class::Listed, c)),
+        4 => some().prop_map(|r| (Class::Atomic, Claim::Atomic(r))),
     ];
     let place = prop_oneof![4 => Just(Place::Tail), 1 => Just(Place::Head)];
     prop_oneof![
-        12 => (class, place).prop_map(|(c, p)| Op::Enter(c, p)),
+        12 => (class, place).prop_map(|((c, claim), p)| Op::Enter(c, claim, p)),
         1 => Just(Op::EnterAborted),
         12 => any::<usize>().prop_map(Op::Leave),
         1 => any::<bool>().prop_map(Op::Block),
@@ -158,18 +250,20 @@ impl Rig {
         let m = &self.model;
         assert_eq!(self.drained.load(Ordering::Relaxed), m.drained);
         assert_eq!(self.dev.on_dev_count(), m.on_dev.len() as u64);
-        assert_eq!(self.dev.blocked_count(), m.waiting.len());
+        let waiting = m.waiting.len() + m.parked.len();
+        assert_eq!(self.dev.blocked_count(), waiting);
         assert_eq!(self.dev.is_ext_blocked(), m.blocks > 0);
-        let blocked = m.holder.is_some() || m.blocks > 0 || !m.waiting.is_empty();
+        let blocked = m.holder.is_some() || m.blocks > 0 || waiting > 0 || m.has_atomics();
         assert_eq!(self.dev.blocked.load(Ordering::Relaxed), blocked);
         assert_eq!(self.dev.is_idle(), !blocked && m.on_dev.is_empty());
     }
 
-    fn enter(&mut self, class: Class, place: Place) {
+    fn enter(&mut self, class: Class, claim: Claim, place: Place) {
         let id = self.next;
         self.next += 1;
-        let want = self.model.enter(id, class, place);
-        match self.dev.enter(Item::new(id, class), class, place) {
+        let want = self.model.enter(id, class, claim.clone(), place);
+        let item = Item::claiming(id, class, claim);
+        match self.dev.enter(item, class, place) {
             Enter::Go(item) => self.came_in([item], &want),
             Enter::Queued { released } => self.came_in(released, &want),
         }
@@ -178,7 +272,14 @@ impl Rig {
     fn enter_aborted(&mut self) {
         let id = self.next;
         self.next += 1;
-        self.model.on_dev.insert(id, Class::Normal);
+        let k = Known {
+            id,
+            class: Class::Normal,
+            claim: Claim::Nothing,
+            anonymous: true,
+            aborted: true,
+        };
+        self.model.on_dev.insert(id, k);
         let mut item = Item::new(id, Class::Normal);
         item.aborted = true;
         match self.dev.enter(item, Class::Normal, Place::Tail) {
@@ -236,13 +337,9 @@ impl Rig {
     }
 
     fn take(&mut self, n: usize) {
-        let Some(at) = n.checked_rem(self.model.waiting.len()) else {
+        let Some(id) = self.model.take(n) else {
             return;
         };
-        let (id, _) = self.model.waiting.remove(at);
-        if at == 0 {
-            self.model.claimed = false;
-        }
         let want = self.model.settle();
         let mut t = self.dev.take_blocked(|i| i.id == id);
         assert_eq!(t.taken.len(), 1);
@@ -261,7 +358,7 @@ proptest! {
         let mut rig = Rig::new();
         for op in ops {
             match op {
-                Op::Enter(c, p) => rig.enter(c, p),
+                Op::Enter(c, claim, p) => rig.enter(c, claim, p),
                 Op::EnterAborted => rig.enter_aborted(),
                 Op::Leave(n) => rig.leave(n),
                 Op::Block(wait) => rig.block(wait),
@@ -333,14 +430,36 @@ struct Arena {
     holders: AtomicI64,
     /// Nobody may be inside: a strictly serialized command is alone, or the device is drained and blocked.
     closed: AtomicI64,
+    /// Who is on a block: 1 for each command, or [`ATOMIC`].
+    touching: [AtomicI64; 3],
     done: AtomicUsize,
     done_by: [AtomicUsize; WORKERS],
     deadline: Instant,
 }
 
 const WORKERS: usize = 3;
+const ATOMIC: i64 = 1000;
 
 impl Arena {
+    /// Is on its block for a while, and looks whether it should be alone there.
+    fn touch(&self, claim: &Claim) {
+        let (r, alone) = match claim {
+            Claim::Range(r) => (r, false),
+            Claim::Atomic(r) => (r, true),
+            _ => return,
+        };
+        let block = &self.touching[r.lba as usize];
+        let add = if alone { ATOMIC } else { 1 };
+        let before = block.fetch_add(add, Ordering::SeqCst);
+        for _ in 0..10 {
+            let now = block.load(Ordering::SeqCst);
+            assert!(before < ATOMIC && now < 2 * ATOMIC, "two where one is atomic");
+            assert!(!alone || now == ATOMIC, "not alone: {now}");
+            race_point();
+        }
+        block.fetch_sub(add, Ordering::SeqCst);
+    }
+
     fn run(&self, item: Item) {
         let mut todo = vec![item];
         while let Some(mut item) = todo.pop() {
@@ -351,9 +470,11 @@ impl Arena {
                 "{:?} slipped in",
                 item.class
             );
-            if item.class != Class::Normal {
+            let holds = matches!(item.class, Class::Serialized | Class::StrictlySerialized);
+            if holds {
                 assert_eq!(self.holders.fetch_add(1, Ordering::SeqCst), 0);
             }
+            self.touch(&item.claim);
             if item.class == Class::StrictlySerialized {
                 assert_eq!(inside, 1, "not alone");
                 self.closed.fetch_add(1, Ordering::SeqCst);
@@ -363,7 +484,7 @@ impl Arena {
                 }
                 self.closed.fetch_sub(1, Ordering::SeqCst);
             }
-            if item.class != Class::Normal {
+            if holds {
                 self.holders.fetch_sub(1, Ordering::SeqCst);
             }
             self.inside.fetch_sub(1, Ordering::SeqCst);
@@ -381,13 +502,22 @@ impl Arena {
     /// One command after the other, each until it is done.
     fn work(&self, me: usize, n: usize) {
         for id in 0..n {
+            let block = range((id % 3) as u64, 1);
             let (class, place) = match id * 31 % 50 {
                 0 => (Class::Serialized, Place::Tail),
                 1 => (Class::StrictlySerialized, Place::Tail),
                 2 => (Class::Serialized, Place::Head),
+                3..10 => (Class::Atomic, Place::Tail),
+                10 => (Class::Atomic, Place::Head),
+                11..15 => (Class::Listed, Place::Tail),
                 _ => (Class::Normal, Place::Tail),
             };
-            match self.dev.enter(Item::new(me, class), class, place) {
+            let claim = match class {
+                Class::Atomic => Claim::Atomic(block),
+                Class::Normal | Class::Listed => Claim::Range(block),
+                _ => Claim::Nothing,
+            };
+            match self.dev.enter(Item::claiming(me, class, claim), class, place) {
                 Enter::Go(item) => self.run(item),
                 Enter::Queued { released } => released.into_iter().for_each(|i| self.run(i)),
             }
@@ -439,6 +569,7 @@ fn keeps_its_promises_between_threads() {
         inside: AtomicI64::new(0),
         holders: AtomicI64::new(0),
         closed: AtomicI64::new(0),
+        touching: Default::default(),
         done: AtomicUsize::new(0),
         done_by: Default::default(),
         deadline: Instant::now() + Delta::from_secs(100),
