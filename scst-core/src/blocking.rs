@@ -295,10 +295,7 @@ impl<T: HasBlockTicket> DevBlock<T> {
                 }
                 self.on_dev.dec();
             }
-            Class::Serialized
-            | Class::StrictlySerialized
-            | Class::Listed
-            | Class::Atomic => {}
+            Class::Serialized | Class::StrictlySerialized | Class::Listed | Class::Atomic => {}
         }
         self.enter_slow(item, place)
     }

@@ -5,8 +5,10 @@
 use crate::cmd::{Cmd, ExecRes, ThreadsPoolType};
 use crate::device::Device;
 use crate::mgmt::MgmtCmd;
+use crate::sense::{self, Sense};
 use crate::tgt_dev::TgtDev;
 use kshim::error::Result;
+use kshim::scatterlist::SGTable;
 use std::sync::Arc;
 
 /// Where `exec` runs.
@@ -25,6 +27,23 @@ pub enum BufAlloc {
     Default,
     /// The handler has put it into the command (memory it lends).
     Done,
+}
+
+/// Why blocks could not be read or written for the core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoFault {
+    /// It would have to sleep, where it must not: to be tried again on a thread.
+    WouldBlock,
+    /// No memory, or the like: worth a retry.
+    Busy,
+    /// CHECK CONDITION with this sense.
+    Sense(Sense),
+}
+
+impl From<Sense> for IoFault {
+    fn from(s: Sense) -> Self {
+        Self::Sense(s)
+    }
 }
 
 /// A device handler's instance for one device. Handlers are shared by all nexuses: every method takes `&self`.
@@ -81,6 +100,32 @@ pub trait DevHandler: Send + Sync + 'static {
     /// Executes the command. Status GOOD is preset; the response length is the buffer's for reads.
     /// Context: as `cx` says.
     fn exec(&self, cmd: Box<Cmd>, cx: ExecContext) -> ExecRes;
+
+    /// Reads `len` bytes at byte `pos` into the beginning of `sg`, for a command that the core executes itself (COMPARE
+    /// AND WRITE, EXTENDED COPY). Errors: out of range, and those of the device. A handler that does not implement this
+    /// cannot take part in such commands. Context: as `cx` says.
+    fn read_blocks(
+        &self,
+        _pos: u64,
+        _sg: &mut SGTable,
+        _len: usize,
+        _cx: ExecContext,
+    ) -> std::result::Result<(), IoFault> {
+        Err(sense::INVALID_OPCODE.into())
+    }
+
+    /// Writes the first `len` bytes of `sg` at byte `pos`, with `fua` through to the medium; else as
+    /// [`DevHandler::read_blocks`]. What `sg` holds afterwards is undefined if it fails.
+    fn write_blocks(
+        &self,
+        _pos: u64,
+        _sg: &mut SGTable,
+        _len: usize,
+        _fua: bool,
+        _cx: ExecContext,
+    ) -> std::result::Result<(), IoFault> {
+        Err(sense::INVALID_OPCODE.into())
+    }
 
     /// Last look at an executed command. Context: reactor.
     fn dev_done(&self, _cmd: &mut Cmd) {}

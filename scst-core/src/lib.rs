@@ -18,6 +18,7 @@
 pub mod acg;
 pub mod acn;
 pub mod blocking;
+mod caw;
 pub mod cdb;
 pub mod cmd;
 pub mod consts;

@@ -90,9 +90,9 @@ impl Model {
         (0..self.parked.len()).find(|&at| {
             let k = &self.parked[at];
             let conflicts = |o: &Known| !o.anonymous && o.claim.conflicts(&k.claim);
-            !self.parked[..at].iter().any(conflicts)
-                && !self.on_dev.values().any(conflicts)
-                && !(k.claim.is_atomic() && self.on_dev.values().any(|o| o.anonymous))
+            let unknown = k.claim.is_atomic() && self.on_dev.values().any(|o| o.anonymous);
+            let earlier = self.parked[..at].iter().any(conflicts);
+            !unknown && !earlier && !self.on_dev.values().any(conflicts)
         })
     }
 
@@ -453,7 +453,10 @@ impl Arena {
         let before = block.fetch_add(add, Ordering::SeqCst);
         for _ in 0..10 {
             let now = block.load(Ordering::SeqCst);
-            assert!(before < ATOMIC && now < 2 * ATOMIC, "two where one is atomic");
+            assert!(
+                before < ATOMIC && now < 2 * ATOMIC,
+                "two where one is atomic"
+            );
             assert!(!alone || now == ATOMIC, "not alone: {now}");
             race_point();
         }
@@ -517,7 +520,10 @@ impl Arena {
                 Class::Normal | Class::Listed => Claim::Range(block),
                 _ => Claim::Nothing,
             };
-            match self.dev.enter(Item::claiming(me, class, claim), class, place) {
+            match self
+                .dev
+                .enter(Item::claiming(me, class, claim), class, place)
+            {
                 Enter::Go(item) => self.run(item),
                 Enter::Queued { released } => released.into_iter().for_each(|i| self.run(i)),
             }

@@ -6,7 +6,7 @@
 use super::shared::{ABORTED, ABORTED_OTHER, DEVICE_TAS, SENT_FOR_EXEC};
 use super::{Cmd, CmdState, ExecCx, ExecRes, Next};
 use crate::blocking::{Class, Enter, Place};
-use crate::cdb::CdbFlags;
+use crate::cdb::{CdbFlags, opcodes as op};
 use crate::consts::{QueueType, SamStatus};
 use crate::dev_type::ExecContext;
 use crate::local_cmd::{self, LocalRes};
@@ -104,11 +104,22 @@ impl Cmd {
 
     #[inline]
     fn block_class(&self) -> Class {
+        match self.cdb_byte(0) {
+            op::READ_10 | op::WRITE_10 | op::READ_16 | op::WRITE_16 => Class::Normal,
+            code => self.rare_block_class(code),
+        }
+    }
+
+    fn rare_block_class(&self, code: u8) -> Class {
         let flags = self.op_flags();
         if flags.contains(CdbFlags::STRICTLY_SERIALIZED) {
             Class::StrictlySerialized
         } else if flags.contains(CdbFlags::SERIALIZED) {
             Class::Serialized
+        } else if code == op::COMPARE_AND_WRITE {
+            Class::Atomic
+        } else if may_take_long(code) {
+            Class::Listed
         } else {
             Class::Normal
         }
@@ -241,6 +252,26 @@ impl Cmd {
         }
         Next::Same(self)
     }
+}
+
+/// Commands that may be on a device for so long that a COMPARE AND WRITE on other blocks had better not wait.
+fn may_take_long(code: u8) -> bool {
+    matches!(
+        code,
+        op::UNMAP
+            | op::EXTENDED_COPY
+            | op::START_STOP
+            | op::SYNCHRONIZE_CACHE_10
+            | op::SYNCHRONIZE_CACHE_16
+            | op::VERIFY_10
+            | op::VERIFY_12
+            | op::VERIFY_16
+            | op::WRITE_VERIFY_10
+            | op::WRITE_VERIFY_12
+            | op::WRITE_VERIFY_16
+            | op::WRITE_SAME_10
+            | op::WRITE_SAME_16
+    )
 }
 
 impl ExecCx<'_> {

@@ -14,6 +14,7 @@
 
 mod aca;
 mod access;
+mod claim;
 mod done;
 mod exec;
 mod init;
@@ -34,6 +35,7 @@ use crate::blocking::{BlockTicket, HasBlockTicket};
 use crate::cdb::CdbInfo;
 use crate::consts::{DataDirection, QueueType, SamStatus};
 use crate::order::{HasTicket, OrderTicket};
+use crate::overlap::Claim;
 use crate::parking::Abortable;
 use crate::session::Session;
 use crate::sgv::SgvPoolObj;
@@ -154,6 +156,9 @@ impl Abortable for Box<Cmd> {
 impl HasBlockTicket for Box<Cmd> {
     fn block_ticket(&mut self) -> &mut BlockTicket {
         &mut self.block_ticket
+    }
+    fn claim(&self) -> Claim {
+        Cmd::claim(self)
     }
 }
 

@@ -81,7 +81,6 @@ pub const NOT_EXECUTED: &[u8] = &[
     op::MODE_SELECT,
     op::MODE_SELECT_10,
     op::EXTENDED_COPY,
-    op::COMPARE_AND_WRITE,
 ];
 
 /// Commands of a virtual disk without protection information, in SCST's order.

@@ -13,10 +13,11 @@ use scst_core::template::TgtTemplate;
 use scst_core::tgt::Tgt;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// iSCSI's version descriptor.
 const ISCSI: u16 = 0x0960;
-const HOME: HomeId = HomeId(1);
+static NEXT_HOME: AtomicU64 = AtomicU64::new(1);
 
 struct Template;
 
@@ -38,15 +39,15 @@ impl TgtTemplate for Template {
     fn close_session(&self, _sess: &Arc<Session>) {}
 }
 
-#[derive(Default)]
 struct Home {
+    id: HomeId,
     posted: Mutex<VecDeque<Box<Cmd>>>,
     wake: CondVar,
 }
 
 impl CmdHome for Home {
     fn id(&self) -> HomeId {
-        HOME
+        self.id
     }
     fn post(&self, cmd: Box<Cmd>) {
         self.posted.lock().push_back(cmd);
@@ -121,10 +122,16 @@ impl Answer {
 pub struct Rig {
     core: Arc<Core>,
     tgt: Arc<Tgt>,
-    home: Arc<Home>,
-    sess: Option<Arc<Session>>,
-    free: Option<Box<Cmd>>,
+    nexus: Option<Nexus>,
     disks: Vec<String>,
+}
+
+/// A session that sends one command at a time.
+pub struct Nexus {
+    core: Arc<Core>,
+    home: Arc<Home>,
+    sess: Arc<Session>,
+    free: Option<Box<Cmd>>,
 }
 
 impl Rig {
@@ -161,18 +168,26 @@ impl Rig {
             .expect("free");
             names.push(disk.name().to_owned());
         }
-        let home = Arc::new(Home::default());
-        let sess = core
-            .register_session(&tgt, "iqn.initiator", home.clone(), 0, sense::RESET_UA)
-            .expect("session");
+        let nexus = Some(Nexus::new(&core, &tgt, "iqn.initiator"));
         Self {
             core,
             tgt,
-            home,
-            sess: Some(sess),
-            free: None,
+            nexus,
             disks: names,
         }
+    }
+
+    /// One more session, of which unit attentions are cleared. It has to go before the rig.
+    pub fn another(&self, initiator: &str) -> Nexus {
+        let mut nexus = Nexus::new(&self.core, &self.tgt, initiator);
+        for lun in 0..self.disks.len() as u64 {
+            while !nexus.send(lun, &[0; 6], None, &[]).is_good() {}
+        }
+        nexus
+    }
+
+    pub fn core(&self) -> &Arc<Core> {
+        &self.core
     }
 
     pub fn tur(&mut self, lun: u64) -> Answer {
@@ -191,7 +206,33 @@ impl Rig {
 
     /// Sends a command and waits for its answer.
     pub fn send(&mut self, lun: u64, cdb: &[u8], expect_in: Option<usize>, out: &[u8]) -> Answer {
-        let sess = self.sess.as_ref().expect("open");
+        let nexus = self.nexus.as_mut().expect("open");
+        nexus.send(lun, cdb, expect_in, out)
+    }
+}
+
+impl Nexus {
+    fn new(core: &Arc<Core>, tgt: &Arc<Tgt>, initiator: &str) -> Self {
+        let home = Arc::new(Home {
+            id: HomeId(NEXT_HOME.fetch_add(1, Ordering::Relaxed)),
+            posted: Mutex::default(),
+            wake: CondVar::new(),
+        });
+        let sess = core
+            .register_session(tgt, initiator, home.clone(), 0, sense::RESET_UA)
+            .expect("session");
+        Self {
+            core: Arc::clone(core),
+            home,
+            sess,
+            free: None,
+        }
+    }
+
+    /// Sends a command and waits for its answer.
+    pub fn send(&mut self, lun: u64, cdb: &[u8], expect_in: Option<usize>, out: &[u8]) -> Answer {
+        let sess = &self.sess;
+        let home = self.home.id;
         let mut first = [0u8; 16];
         let n = cdb.len().min(16);
         first[..n].copy_from_slice(&cdb[..n]);
@@ -210,14 +251,14 @@ impl Rig {
             None => cmd.set_expected(DataDirection::Write, out.len() as u32, 0),
         }
         let mut host = Host::default();
-        cmd.init_done(&mut ExecCx::direct(HOME, &mut host));
+        cmd.init_done(&mut ExecCx::direct(home, &mut host));
         let mut threaded = false;
         loop {
             match host.step.take() {
                 None => {
                     threaded = true;
                     let cmd = self.home.wait();
-                    cmd.process(&mut ExecCx::direct(HOME, &mut host));
+                    cmd.process(&mut ExecCx::direct(home, &mut host));
                 }
                 Some(Step::Preprocessed(mut cmd)) => {
                     if cmd.data_direction().has_write() {
@@ -226,11 +267,11 @@ impl Rig {
                         cmd.sg_mut().push_alloc(n).expect("memory");
                         cmd.sg_mut().copy_from_slice(0, &out[..n]).expect("fits");
                     }
-                    let mut cx = ExecCx::direct(HOME, &mut host);
+                    let mut cx = ExecCx::direct(home, &mut host);
                     cmd.restart(RestartStatus::Success, AllData::Received, &mut cx);
                 }
                 Some(Step::Fetch(cmd)) => {
-                    cmd.rx_data(RestartStatus::Success, &mut ExecCx::direct(HOME, &mut host));
+                    cmd.rx_data(RestartStatus::Success, &mut ExecCx::direct(home, &mut host));
                 }
                 Some(Step::Respond(cmd)) => {
                     let mut answer = Answer {
@@ -243,7 +284,7 @@ impl Rig {
                     cmd.sg()
                         .copy_to_slice(0, &mut answer.data)
                         .expect("buffer holds the response");
-                    cmd.tgt_cmd_done(&mut ExecCx::direct(HOME, &mut host));
+                    cmd.tgt_cmd_done(&mut ExecCx::direct(home, &mut host));
                     self.free = host.free.take();
                     return answer;
                 }
@@ -252,12 +293,16 @@ impl Rig {
     }
 }
 
-impl Drop for Rig {
+impl Drop for Nexus {
     fn drop(&mut self) {
         self.free = None;
-        if let Some(sess) = self.sess.take() {
-            self.core.unregister_session(&sess);
-        }
+        self.core.unregister_session(&self.sess);
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.nexus = None;
         for name in &self.disks {
             self.core
                 .unregister_virtual_device(name)

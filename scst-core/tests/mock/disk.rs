@@ -52,6 +52,8 @@ impl How {
 
 pub const READ: u8 = 0x28;
 pub const WRITE: u8 = 0x2a;
+/// COMPARE AND WRITE, executed as [`How`] says.
+pub const CAW: u8 = 0x89;
 pub const TUR: u8 = 0x00;
 pub const MODE_SELECT: u8 = 0x15;
 /// Strictly serialised, without data.
@@ -297,7 +299,7 @@ impl DevHandler for DiskHandler {
     }
     fn exec(&self, mut cmd: Box<Cmd>, cx: ExecContext) -> ExecRes {
         let disk = &self.0;
-        let how = if matches!(cmd.cdb()[0], READ | WRITE) {
+        let how = if matches!(cmd.cdb()[0], READ | WRITE | CAW) {
             How::of(cmd.lba())
         } else if cmd.cdb()[0] == TUR {
             How::ALL[usize::from(cmd.cdb()[1] >> 5) % How::ALL.len()]

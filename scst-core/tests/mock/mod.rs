@@ -5,7 +5,7 @@
 
 mod disk;
 
-pub use disk::{Disk, DiskHandler, FORMAT, How, MODE_SELECT, READ, Seen, TUR, WRITE, rw};
+pub use disk::{CAW, Disk, DiskHandler, FORMAT, How, MODE_SELECT, READ, Seen, TUR, WRITE, rw};
 
 use kshim::sync::{CondVar, Mutex};
 use kshim::time::{Delta, Instant};
@@ -291,6 +291,7 @@ impl Ini {
         let (dir, len) = spec.expected.unwrap_or(match spec.cdb[0] {
             READ => (DataDirection::Read, u32::from(spec.cdb[8]) * BLOCK),
             WRITE => (DataDirection::Write, u32::from(spec.cdb[8]) * BLOCK),
+            CAW => (DataDirection::Write, u32::from(spec.cdb[13]) * 2 * BLOCK),
             _ => (DataDirection::None, 0),
         });
         cmd.set_expected(dir, len, 0);

@@ -151,6 +151,51 @@ impl BlockStore {
         status
     }
 
+    /// Submits a bio to a device that ends it inside the call; `None` when this is no such device. Context: any.
+    fn inline(
+        &self,
+        op: BioOp,
+        pos: u64,
+        len: usize,
+        sg: &mut SGTable,
+        flags: ReqFlags,
+    ) -> Option<Result> {
+        if !self.bdev.is_inline() {
+            return None;
+        }
+        let slot = Arc::new(SpinLock::new(None));
+        let theirs = Arc::clone(&slot);
+        let end = move |bio: Bio, status: Result| *theirs.lock() = Some((bio, status));
+        let bio = Bio::new(op, sector(pos), len, Arc::new(end))
+            .with_sg(std::mem::take(sg), 0)
+            .with_flags(flags);
+        self.bdev.submit_bio(bio);
+        let (bio, status) = slot.lock().take()?;
+        *sg = bio.sg;
+        Some(status)
+    }
+
+    /// Reads if that needs no waiting. Context: reactor.
+    pub(super) fn read_inline(&self, pos: u64, sg: &mut SGTable, len: usize) -> Option<Result> {
+        self.inline(BioOp::Read, pos, len, sg, ReqFlags::empty())
+    }
+
+    /// Writes if that needs no waiting. Context: reactor.
+    pub(super) fn write_inline(
+        &self,
+        pos: u64,
+        sg: &mut SGTable,
+        len: usize,
+        durable: bool,
+    ) -> Option<Result> {
+        let fua = if durable {
+            ReqFlags::FUA
+        } else {
+            ReqFlags::empty()
+        };
+        self.inline(BioOp::Write, pos, len, sg, fua)
+    }
+
     pub(super) fn read_sync(&self, pos: u64, sg: &mut SGTable, len: usize) -> Result {
         self.wait(BioOp::Read, pos, len, sg, ReqFlags::SYNC)
     }

@@ -7,17 +7,19 @@ use super::mode::ControlBits;
 use super::reply::{Fault, Reply};
 use super::store::{Outcome, Store, read_outcome, write_outcome};
 use super::{PortInfo, Vdisk, VdiskKind};
+use crate::caw;
 use crate::cdb::{self, CdbFlags, opcodes as op};
 use crate::cmd::{Cmd, ExecRes};
 use crate::consts::{TYPE_DISK, TYPE_ROM};
 use crate::core::cmd_done;
 use crate::dev_handlers::rsoc;
-use crate::dev_type::{BufAlloc, DevHandler, ExecContext};
+use crate::dev_type::{BufAlloc, DevHandler, ExecContext, IoFault};
 use crate::device::{ControlMode, Device};
 use crate::sense::{self, SenseExtra};
 use crate::tgt_dev::TgtDev;
 use kshim::block::{BioOp, ReqFlags};
 use kshim::error::Result;
+use kshim::scatterlist::SGTable;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -167,6 +169,27 @@ impl DevHandler for Vdisk {
             op::WRITE_10 | op::WRITE_16 | op::WRITE_6 | op::WRITE_12 => self.exec_write(cmd, cx),
             _ => self.exec_other(cmd, cx),
         }
+    }
+
+    fn read_blocks(
+        &self,
+        pos: u64,
+        sg: &mut SGTable,
+        len: usize,
+        cx: ExecContext,
+    ) -> std::result::Result<(), IoFault> {
+        self.direct_read(pos, sg, len, cx)
+    }
+
+    fn write_blocks(
+        &self,
+        pos: u64,
+        sg: &mut SGTable,
+        len: usize,
+        fua: bool,
+        cx: ExecContext,
+    ) -> std::result::Result<(), IoFault> {
+        self.direct_write(pos, sg, len, fua, cx)
     }
 }
 
@@ -336,6 +359,7 @@ impl Vdisk {
                 self.exec_flush(cmd, cx, immed)
             }
             op::START_STOP => self.exec_flush(cmd, cx, false),
+            op::COMPARE_AND_WRITE => caw::exec(self, cmd, pos, cx),
             op::VERIFY_10
             | op::VERIFY_12
             | op::VERIFY_16

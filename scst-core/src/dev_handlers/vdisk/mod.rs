@@ -33,6 +33,7 @@ mod blockio;
 mod breaker;
 mod cdrom;
 mod device;
+mod direct;
 mod fileio;
 mod handler;
 mod ident;
