@@ -18,7 +18,7 @@ use kshim::time::Delta;
 use kshim::{pr_err_ratelimited, pr_info, pr_warn_ratelimited};
 use scst_core::core::{ConfigError, Core};
 use scst_core::pres::PROTOCOL_ISCSI;
-use scst_core::sense;
+use scst_core::sense::{self, Sense};
 use scst_core::session::Session;
 use scst_core::template::TgtTemplate;
 use std::net::SocketAddr;
@@ -260,19 +260,21 @@ impl IscsiDriver {
     ) {
         let (driver, conn, login) = (Arc::clone(self), Arc::clone(conn), login.clone());
         self.core
-            .post_mgmt(move |core| driver.claim_session(core, &conn, &login));
+            .post_mgmt(move |core| driver.claim_session(core, &conn, &login, false));
     }
 
+    /// `reinstating`: an older session of the same initiator port ended for this one.
     fn claim_session(
         self: &Arc<Self>,
         core: &Arc<Core>,
         conn: &Arc<ConnShared>,
         login: &LoginResult<Arc<IscsiTarget>>,
+        reinstating: bool,
     ) {
         let target = Arc::clone(&login.target);
         let again = || {
             let (driver, conn, login) = (Arc::clone(self), Arc::clone(conn), login.clone());
-            Box::new(move |core: &Arc<Core>| driver.claim_session(core, &conn, &login))
+            Box::new(move |core: &Arc<Core>| driver.claim_session(core, &conn, &login, true))
                 as Box<dyn FnOnce(&Arc<Core>) + Send>
         };
         if conn.is_closing() {
@@ -280,7 +282,13 @@ impl IscsiDriver {
         }
         match target.claim(login, conn, again) {
             Claim::Granted(tsih) => {
-                let made = self.register_session(core, &target, conn, login, tsih);
+                // What a new nexus hears first (SAM-5 5.14).
+                let ua = if reinstating {
+                    sense::NEXUS_LOSS_UA
+                } else {
+                    sense::RESET_UA
+                };
+                let made = self.register_session(core, conn, login, tsih, ua);
                 conn.send(ConnMsg::Created(made));
             }
             Claim::Waiting { old, given_up } => {
@@ -302,15 +310,14 @@ impl IscsiDriver {
     fn register_session(
         &self,
         core: &Arc<Core>,
-        target: &Arc<IscsiTarget>,
         conn: &Arc<ConnShared>,
         login: &LoginResult<Arc<IscsiTarget>>,
         tsih: Tsih,
+        ua: Sense,
     ) -> Result<NewSession, LoginStatus> {
         let home: Arc<dyn scst_core::cmd::CmdHome> = Arc::clone(conn) as _;
-        let (ini, ua) = (&login.initiator_name, sense::RESET_UA);
+        let (ini, target) = (&login.initiator_name, Arc::clone(&login.target));
         let made = core.register_session(target.tgt(), ini, home, u64::from(tsih.0), ua);
-        let target = Arc::clone(target);
         match made {
             Ok(sess) => Ok(NewSession { target, sess, tsih }),
             Err(e) => {
