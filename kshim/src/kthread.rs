@@ -521,6 +521,31 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_waits_no_longer_than_it_is_told() {
+        let queue = Arc::new(WorkerQueue::new());
+        assert!(!queue.push(1), "nobody sleeps");
+        let own = Arc::clone(&queue);
+        let woken = Arc::new(Completion::new());
+        let told = Arc::clone(&woken);
+        let waits = Arc::new(Completion::new());
+        let tells = Arc::clone(&waits);
+        let t = run("timeouts", move |stop| {
+            let short = Delta::from_millis(5);
+            assert_eq!(own.wait_next_timeout(stop, short), Some(1));
+            assert_eq!(own.wait_next_timeout(stop, short), None);
+            assert_eq!(own.parked(), 0, "no entry stays behind");
+            tells.complete();
+            assert_eq!(own.wait_next_timeout(stop, Delta::from_secs(60)), Some(2));
+            told.complete();
+        })
+        .unwrap();
+        waits.wait_for_completion();
+        queue.push(2);
+        woken.wait_for_completion();
+        t.stop();
+    }
+
+    #[test]
     fn the_worker_that_parked_last_runs_first() {
         let q = Arc::new(WorkerQueue::<u32>::new());
         let seen = Arc::new(SpinLock::new(Vec::new()));
