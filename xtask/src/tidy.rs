@@ -264,7 +264,9 @@ fn dependencies(found: &mut Vec<String>) -> Result<()> {
         let mut in_dependencies = false;
         for (n, line) in text.lines().enumerate() {
             if line.starts_with('[') {
-                in_dependencies = line.contains("dependencies");
+                // What only tests need does not end up in the product; those may look sideways.
+                in_dependencies =
+                    line.contains("dependencies") && !line.contains("dev-dependencies");
                 continue;
             }
             let key = line.split(['.', '=', ' ']).next().unwrap_or_default();
