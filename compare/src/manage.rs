@@ -1,5 +1,7 @@
 //! Changing a target's configuration between the steps of a case.
 
+use crate::transcript::Access;
+
 /// A positive errno; 0 is success.
 pub type Errno = i32;
 
@@ -7,6 +9,12 @@ pub type Errno = i32;
 ///
 /// A [`crate::Runner`] without one does not run cases that change the configuration, and says so.
 pub trait Manage {
+    /// Whether this access is there at all. A case is not run if one of its accesses is not. `$T` and `$DATA` are not
+    /// replaced yet.
+    fn can(&self, _access: &Access) -> bool {
+        true
+    }
+
     /// Writes an attribute. A write that is carried out later (EAGAIN in the kernel) is followed to its end.
     fn write(&mut self, path: &str, value: &str) -> Errno;
 

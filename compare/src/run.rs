@@ -120,8 +120,8 @@ impl<'m> Runner<'m> {
 
     /// Runs a case and closes all sessions.
     pub fn run(&mut self, case: &Case) -> Answers {
-        if case.needs_management() && self.manage.is_none() {
-            return Answers::NotRun("needs management".into());
+        if let Some(why) = self.not_run(case) {
+            return Answers::NotRun(why);
         }
         let mut answers = Vec::new();
         for step in &case.steps {
@@ -135,6 +135,21 @@ impl<'m> Runner<'m> {
         }
         self.close_all();
         Answers::Ran(answers)
+    }
+
+    /// Why a case cannot be run, if it cannot.
+    fn not_run(&self, case: &Case) -> Option<String> {
+        let mut accesses = case.steps.iter().flat_map(|step| match &step.action {
+            Action::Sysfs { ops, .. } => ops.as_slice(),
+            _ => &[],
+        });
+        match self.manage.as_deref() {
+            None => accesses.next().map(|_| "needs management".into()),
+            Some(manage) => {
+                let missing = accesses.find(|access| !manage.can(access))?;
+                Some(format!("needs management of {}", missing.path()))
+            }
+        }
     }
 
     fn close_all(&mut self) {

@@ -109,6 +109,15 @@ pub enum Access {
     List(String),
 }
 
+impl Access {
+    /// What it goes to.
+    pub fn path(&self) -> &str {
+        match self {
+            Self::Read(path) | Self::List(path) | Self::Write(path, _) => path,
+        }
+    }
+}
+
 /// What a step does. `s` names the session.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "named as in the transcripts")]

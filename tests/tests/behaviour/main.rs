@@ -5,6 +5,7 @@
 //!
 //! `SCST_CASES=part,part` runs only cases whose name contains one of the parts, and prints every difference in full.
 
+mod manage;
 mod reference;
 
 use std::collections::BTreeMap;
@@ -74,7 +75,8 @@ fn answers_as_kernel_scst_did() {
         ..Options::default()
     };
     let start = Instant::now();
-    let mut runner = Runner::new(target, options, None);
+    let mut manage = server.manage().expect("files of the managed cases");
+    let mut runner = Runner::new(target, options, Some(&mut manage));
     let (mut identical, mut not_run) = (0, 0);
     let (mut wrong, mut matched) = (Vec::new(), Vec::new());
     for case in &cases {

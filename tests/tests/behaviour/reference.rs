@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::manage::CoreManage;
 use anyhow::{Context as _, Result, ensure};
 use backstores::ram::{RamConfig, RamDisk};
 use iscsi_scst::driver::IscsiDriver;
@@ -25,7 +26,7 @@ pub(crate) struct ReferenceServer {
     reactor: Reactor,
     devices: Vec<&'static str>,
     _ram: RamDisk,
-    _data: tempfile::TempDir,
+    data: tempfile::TempDir,
 }
 
 impl ReferenceServer {
@@ -61,13 +62,21 @@ impl ReferenceServer {
             reactor,
             devices,
             _ram: ram,
-            _data: data,
+            data,
         })
     }
 
     /// Its portal.
     pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Management of its target.
+    pub(crate) fn manage(&self) -> Result<CoreManage> {
+        let target = self.driver.targets();
+        let target = target.first().context("the target")?;
+        let (core, tgt) = (Arc::clone(&self.core), Arc::clone(target.tgt()));
+        Ok(CoreManage::new(core, tgt, self.data.path())?)
     }
 
     /// Closes everything, as the server does.

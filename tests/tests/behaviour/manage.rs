@@ -1,0 +1,177 @@
+//! Management for the cases that change the configuration, as far as the core's own functions go: what is written to the
+//! scst_tgt tree becomes a call. Cases that need more are not run.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use scst_compare::json::from_hex;
+use scst_compare::{Access, Errno, Manage};
+use scst_core::core::{ConfigError, Core, LunParams};
+use scst_core::dev_handlers::vdisk::{Vdisk, VdiskKind, VdiskParams};
+use scst_core::sense;
+use scst_core::tgt::Tgt;
+
+const EINVAL: Errno = 22;
+const ENOSYS: Errno = 38;
+
+/// Manages one target of a core.
+pub(crate) struct CoreManage {
+    core: Arc<Core>,
+    tgt: Arc<Tgt>,
+    data: PathBuf,
+    disks: BTreeMap<String, Arc<Vdisk>>,
+}
+
+/// A write that this management knows.
+enum Change<'a> {
+    AddDevice(VdiskKind, &'a str),
+    DelDevice(&'a str),
+    AddLun(&'a str, u64),
+    DelLun(u64),
+    Enable(bool),
+    /// Device, attribute, value.
+    Identity(&'a str, &'a str, &'a str),
+    Medium(&'a str, &'a str),
+}
+
+impl<'a> Change<'a> {
+    fn parse(path: &'a str, value: &'a str) -> Option<Self> {
+        let parts: Vec<&str> = path.split('/').collect();
+        let (verb, rest) = value.split_once(' ').unwrap_or((value, ""));
+        Some(match (parts.as_slice(), verb) {
+            (["handlers", handler, "mgmt"], "add_device") if !rest.contains("dif_") => {
+                Self::AddDevice(kind(handler)?, rest)
+            }
+            (["handlers", _, "mgmt"], "del_device") => Self::DelDevice(rest),
+            (["targets", "iscsi", _, "luns", "mgmt"], "add") => {
+                let (device, lun) = rest.split_once(' ')?;
+                Self::AddLun(device, lun.parse().ok()?)
+            }
+            (["targets", "iscsi", _, "luns", "mgmt"], "del") => Self::DelLun(rest.parse().ok()?),
+            (["targets", "iscsi", _, "enabled"], flag) => Self::Enable(flag == "1"),
+            (
+                [
+                    "devices",
+                    dev,
+                    name @ ("naa_id" | "eui64_id" | "scsi_device_name"),
+                ],
+                _,
+            ) => Self::Identity(dev, name, value),
+            (["devices", dev, "filename"], _) => Self::Medium(dev, value),
+            _ => return None,
+        })
+    }
+}
+
+fn kind(handler: &str) -> Option<VdiskKind> {
+    use VdiskKind::{Blockio, Fileio, Nullio, Vcdrom};
+    [Blockio, Fileio, Nullio, Vcdrom]
+        .into_iter()
+        .find(|k| k.handler_name() == handler)
+}
+
+impl CoreManage {
+    /// For `tgt`; `$DATA` is `data`, where the files of the recording are made.
+    pub(crate) fn new(core: Arc<Core>, tgt: Arc<Tgt>, data: &Path) -> std::io::Result<Self> {
+        for (name, mib) in [("m0.img", 16), ("m1.img", 8)] {
+            std::fs::File::create(data.join(name))?.set_len(mib << 20)?;
+        }
+        Ok(Self {
+            core,
+            tgt,
+            data: data.to_owned(),
+            disks: BTreeMap::new(),
+        })
+    }
+
+    fn add_device(&mut self, kind: VdiskKind, text: &str) -> Result<(), Errno> {
+        let (name, text) = text.split_once(' ').unwrap_or((text, ""));
+        let params = text.split(';').map(str::trim).filter(|p| !p.is_empty());
+        let params: Option<Vec<_>> = params.map(|p| p.split_once('=')).collect();
+        let params = VdiskParams::parse(kind, &params.ok_or(EINVAL)?).map_err(|_| EINVAL)?;
+        let disk = Vdisk::new(name, &params).map_err(|e| e.errno().errno())?;
+        self.core
+            .register_virtual_device(name, Arc::clone(&disk) as _)
+            .map_err(errno)?;
+        self.disks.insert(name.to_owned(), disk);
+        Ok(())
+    }
+
+    fn change(&mut self, change: &Change<'_>) -> Result<(), Errno> {
+        let acg = self.tgt.default_acg().id();
+        match *change {
+            Change::AddDevice(kind, text) => self.add_device(kind, text),
+            Change::DelDevice(name) => {
+                self.disks.remove(name);
+                self.core.unregister_virtual_device(name).map_err(errno)
+            }
+            Change::AddLun(name, lun) => {
+                let dev = self.core.device(name).ok_or(EINVAL)?;
+                let params = LunParams::default();
+                let added = self.core.add_lun(&self.tgt, acg, &dev, lun, params);
+                added.map_err(errno)
+            }
+            Change::DelLun(lun) => self.core.del_lun(&self.tgt, acg, lun).map_err(errno),
+            Change::Enable(on) => {
+                self.tgt.enabled.store(on, Ordering::Release);
+                Ok(())
+            }
+            Change::Identity(name, attribute, value) => {
+                let disk = self.disks.get(name).ok_or(EINVAL)?;
+                let digits = value.trim_start_matches("0x");
+                let binary = from_hex(digits).unwrap_or_default();
+                disk.update_identity(|id| match attribute {
+                    "naa_id" => id.naa_id = binary,
+                    "eui64_id" => id.eui64_id = binary,
+                    _ => value.clone_into(&mut id.scsi_device_name),
+                });
+                let dev = self.core.device(name).ok_or(EINVAL)?;
+                dev.check_set_ua(sense::INQUIRY_DATA_CHANGED, None);
+                Ok(())
+            }
+            Change::Medium(name, path) => {
+                let disk = self.disks.get(name).ok_or(EINVAL)?;
+                let dev = self.core.device(name).ok_or(EINVAL)?;
+                let image = Some(Path::new(path)).filter(|p| !p.as_os_str().is_empty());
+                disk.change_medium(&dev, image).map_err(|e| e.errno())
+            }
+        }
+    }
+}
+
+fn errno(e: ConfigError) -> Errno {
+    match e {
+        ConfigError::Host { source, .. } => source.errno(),
+        _ => EINVAL,
+    }
+}
+
+impl Manage for CoreManage {
+    fn can(&self, access: &Access) -> bool {
+        match access {
+            Access::Write(path, value) => Change::parse(path, value).is_some(),
+            Access::Read(_) | Access::List(_) => false,
+        }
+    }
+
+    fn write(&mut self, path: &str, value: &str) -> Errno {
+        match Change::parse(path, value) {
+            Some(change) => self.change(&change).err().unwrap_or(0),
+            None => ENOSYS,
+        }
+    }
+
+    fn read(&mut self, _path: &str) -> Result<String, Errno> {
+        Err(ENOSYS)
+    }
+
+    fn list(&mut self, _path: &str) -> Result<String, Errno> {
+        Err(ENOSYS)
+    }
+
+    fn data_dir(&self) -> String {
+        self.data.display().to_string()
+    }
+}
