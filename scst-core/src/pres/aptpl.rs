@@ -230,27 +230,17 @@ impl PrFile {
     /// Context: may sleep.
     #[doc(alias = "scst_pr_load_device_file")]
     pub fn load(&self) -> Result<Option<PrState>> {
-        let main = self.read(Which::Main)?;
-        if let Some(Ok(state)) = main {
-            return Ok(Some(state));
-        }
-        let backup = self.read(Which::Backup)?;
-        match (main, backup) {
-            (_, Some(Ok(state))) => {
-                kshim::pr_warn!(
-                    "Persistent reservations taken from {}",
-                    self.backup.display()
-                );
-                Ok(Some(state))
+        let chosen = choose(self.read(Which::Main)?, || self.read(Which::Backup))?;
+        Ok(chosen.map(|(state, which)| {
+            if which == Which::Backup {
+                let copy = self.backup.display();
+                kshim::pr_warn!("Persistent reservations taken from {copy}");
             }
-            (None, None) => Ok(None),
-            // The first file ever was being written: no command that needs it was answered.
-            (Some(Err(Corrupt::Unfinished)), None) => Ok(None),
-            _ => Err(code::EINVAL),
-        }
+            state
+        }))
     }
 
-    fn read(&self, which: Which) -> Result<Option<Result<PrState, Corrupt>>> {
+    fn read(&self, which: Which) -> Result<Found> {
         let path = self.path(which);
         let state = match fs::read(path, MAX_FILE_LEN) {
             Ok(data) => PrState::from_file(&data),
@@ -300,6 +290,24 @@ impl PrFile {
                 None => Ok(()),
             },
         }
+    }
+}
+
+/// What a file was found to be; `None` if it is not there.
+type Found = Option<Result<PrState, Corrupt>>;
+
+/// The state that counts, and the file that it is from.
+fn choose(main: Found, backup: impl FnOnce() -> Result<Found>) -> Result<Option<(PrState, Which)>> {
+    let main = match main {
+        Some(Ok(state)) => return Ok(Some((state, Which::Main))),
+        Some(Err(e)) => Some(e),
+        None => None,
+    };
+    match (main, backup()?) {
+        (_, Some(Ok(state))) => Ok(Some((state, Which::Backup))),
+        // The first file ever was being written: no command that needs it was answered.
+        (None | Some(Corrupt::Unfinished), None) => Ok(None),
+        _ => Err(code::EINVAL),
     }
 }
 
