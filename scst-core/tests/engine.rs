@@ -3,6 +3,7 @@
 
 mod mock;
 
+use kshim::time::{Delta, Instant};
 use mock::{BLOCK, FORMAT, Hold, How, MODE_SELECT, READ, Rig, Seen, Spec, WRITE, acg, rw};
 use scst_core::cmd::RestartStatus;
 use scst_core::consts::{DataDirection, QueueType, SamStatus};
@@ -425,6 +426,13 @@ fn pools_have_no_thread_before_they_are_used() {
         assert!(plain.iter().all(|p| at(hq) < at(*p)), "{began:?}");
         assert!(b.ask(&Spec::rw(READ, How::Thread)).is_good());
         assert!(threads(&a) <= 3);
+        let end = Instant::now() + Delta::from_secs(mock::STUCK_S);
+        while threads(&a) + threads(&b) > 0 {
+            assert!(Instant::now() < end, "idle threads stay");
+            kshim::time::delay::msleep(5);
+        }
+        // And again.
+        assert!(a.ask(&Spec::rw(READ, How::Thread)).is_good());
         a.close();
         b.close();
         rig.teardown();
@@ -485,6 +493,25 @@ fn read_only_luns_refuse_writes() {
     let w = a.ask(&Spec::rw(WRITE, How::Inline).lun(1));
     assert_eq!(w.sense(), Some(sense::DATA_PROTECT));
     assert!(a.ask(&Spec::rw(WRITE, How::Inline)).is_good());
+    a.close();
+    rig.teardown();
+}
+
+#[test]
+fn a_handler_that_panics_costs_its_command_only() {
+    let rig = Rig::new(1);
+    let mut a = rig.ini("a");
+    // What waits behind it in order, and at the device, goes on; task management does not wait for it.
+    let lost = a.send(&Spec::rw(READ, How::Panics).queue(QueueType::Ordered));
+    let next = a.send(&Spec::rw(READ, How::Thread));
+    let format = a.send(&Spec::new(0, &[FORMAT, 0, 0, 0, 0, 0]));
+    assert!(a.wait_ended(next).expect("an answer").is_good());
+    assert!(a.wait_ended(format).expect("an answer").is_good());
+    assert!(!a.has_ended(lost));
+    a.forget(lost);
+    let tm = a.tm(TmFunction::LunReset, 0, 0);
+    assert_eq!(a.wait_tm(tm), TmStatus::Success);
+    a.clear_ua(0);
     a.close();
     rig.teardown();
 }

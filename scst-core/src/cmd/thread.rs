@@ -1,7 +1,7 @@
 //! Pools of threads for execution that sleeps.
 //!
 //! A pool has no thread until it is used. A command that finds no idle worker has one more started, up to the pool's
-//! size (`threads_num`), and a worker that had nothing to do for ten seconds ends. So what a session costs
+//! size (`threads_num`), and a worker that had nothing to do for a while ends. So what a session costs
 //! does not depend on the size of its pools.
 //!
 //! C source: `scst_cmd_thread` of `scst/src/scst_targ.c`, `scst_add_threads` of `scst/src/scst_lib.c`
@@ -16,9 +16,6 @@ use kshim::workqueue;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
-/// How long a worker waits for the next command before it ends.
-pub(super) const POOL_IDLE_S: i64 = 10;
 
 /// Who shares a pool (`threads_pool_type`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,6 +40,8 @@ struct Inner {
     /// Workers that do not end when idle.
     min: usize,
     max: AtomicUsize,
+    /// How long a worker waits for the next command before it ends.
+    idle: Delta,
     /// Workers there are, and those being started.
     running: AtomicUsize,
     started: AtomicUsize,
@@ -63,28 +62,37 @@ impl std::fmt::Debug for CmdThreads {
 }
 
 impl CmdThreads {
-    /// A pool of at most `max` threads named after `name`, none of them started. `fallback` executes the commands
+    /// A pool of at most `max` threads named after `name`, none of them started. `fallback` executes the commands,
     /// should the host have no room for threads. Context: any.
     pub fn new(name: &str, max: usize, fallback: &Arc<Self>) -> Arc<Self> {
-        Self::make(name, 0, max, Some(Arc::clone(fallback)))
+        let idle = fallback.inner.idle;
+        Self::make(name, 0, max, idle, Some(Arc::clone(fallback)))
     }
 
-    /// The global pool: of at most `max` threads, one of which is started now and stays. Errors: what thread creation
+    /// The global pool: of at most `max` threads, one of which is started now and stays. Others, and those of the pools
+    /// that have this one to fall back on, end when they were `idle` for that time. Errors: what thread creation
     /// answers. Context: may sleep.
-    pub fn new_main(name: &str, max: usize) -> Result<Arc<Self>> {
-        let pool = Self::make(name, 1, max.max(1), None);
+    pub fn new_main(name: &str, max: usize, idle: Delta) -> Result<Arc<Self>> {
+        let pool = Self::make(name, 1, max.max(1), idle, None);
         pool.inner.running.store(1, Ordering::SeqCst);
         pool.inner.start_worker()?;
         Ok(pool)
     }
 
-    fn make(name: &str, min: usize, max: usize, fallback: Option<Arc<Self>>) -> Arc<Self> {
+    fn make(
+        name: &str,
+        min: usize,
+        max: usize,
+        idle: Delta,
+        fallback: Option<Arc<Self>>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             inner: Arc::new(Inner {
                 name: name.to_owned(),
                 queue: WorkerQueue::new(),
                 min,
                 max: AtomicUsize::new(max),
+                idle,
                 running: AtomicUsize::new(0),
                 started: AtomicUsize::new(0),
                 stopped: AtomicBool::new(false),
@@ -219,8 +227,7 @@ impl Inner {
     fn work(&self, stop: &Stop, number: usize) {
         loop {
             let next = if self.running.load(Ordering::Relaxed) > self.min {
-                self.queue
-                    .wait_next_timeout(stop, Delta::from_secs(POOL_IDLE_S))
+                self.queue.wait_next_timeout(stop, self.idle)
             } else {
                 self.queue.wait_next(stop)
             };

@@ -20,6 +20,7 @@ use kshim::error::Result;
 use kshim::kthread::{self, Kthread, WorkerQueue};
 use kshim::sync::percpu_ref::PercpuRef;
 use kshim::sync::{Completion, Mutex, SpinLock};
+use kshim::time::Delta;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -45,15 +46,22 @@ pub struct CoreParams {
     /// ask for that (APTPL) are refused.
     #[doc(alias = "SCST_PR_DIR")]
     pub pr_dir: Option<PathBuf>,
+    /// How long a thread of a pool has nothing to do before it ends, in milliseconds.
+    pub pool_idle_ms: u32,
 }
 
+/// Default of [`CoreParams::pool_idle_ms`].
+const POOL_IDLE_MS: u32 = 10_000;
+
 impl Default for CoreParams {
-    /// As many threads as the machine has processors; setup id 0; reservations are lost with power.
+    /// As many threads as the machine has processors; setup id 0; idle threads end after ten seconds; reservations
+    /// are lost with power.
     fn default() -> Self {
         Self {
             threads: kshim::host::cpus(),
             setup_id: 0,
             pr_dir: None,
+            pool_idle_ms: POOL_IDLE_MS,
         }
     }
 }
@@ -105,6 +113,7 @@ impl Core {
         let cpus = kshim::host::cpus();
         let sgv_config = SgvConfig::for_host(kshim::host::total_ram(), cpus);
         let sgv = SgvPools::new(&sgv_config);
+        let idle = Delta::from_millis(i64::from(params.pool_idle_ms));
         let core = Arc::new(Self {
             config: Mutex::new(Config::default()),
             tgt_list: SpinLock::new(Vec::new()),
@@ -112,7 +121,7 @@ impl Core {
             cmd_ref: Arc::new(PercpuRef::new(move || on_zero.complete_all())),
             cmd_ref_zero: zero,
             init_sessions: SpinLock::new(Vec::new()),
-            main_threads: CmdThreads::new_main("scstd", params.threads)?,
+            main_threads: CmdThreads::new_main("scstd", params.threads, idle)?,
             sgv_no_dev: sgv.device_limit(sgv_config.max_dev_cmd_mem()),
             sgv,
             max_dev_cmd_mem: sgv_config.max_dev_cmd_mem(),

@@ -32,9 +32,12 @@ pub enum How {
     HeldOnThread = 5,
     /// Kept, but completed before `exec` returns.
     PendingInline = 6,
+    /// The handler panics, on a thread of the pool.
+    Panics = 7,
 }
 
 impl How {
+    /// All that end well.
     pub const ALL: [Self; 7] = [
         Self::Inline,
         Self::Held,
@@ -46,7 +49,8 @@ impl How {
     ];
 
     fn of(lba: u64) -> Self {
-        Self::ALL[(lba >> 16) as usize % Self::ALL.len()]
+        let n = (lba >> 16) as usize;
+        Self::ALL.get(n).copied().unwrap_or(Self::Panics)
     }
 }
 
@@ -306,7 +310,7 @@ impl DevHandler for DiskHandler {
         } else {
             How::Inline
         };
-        let on_thread = matches!(how, How::Thread | How::HeldOnThread);
+        let on_thread = matches!(how, How::Thread | How::HeldOnThread | How::Panics);
         if on_thread && cx == ExecContext::Atomic {
             return ExecRes::NeedThread(cmd);
         }
@@ -343,6 +347,10 @@ impl DevHandler for DiskHandler {
                 disk.pause();
                 disk.end(&cmd);
                 ExecRes::Completed(cmd)
+            }
+            How::Panics => {
+                disk.end(&cmd);
+                panic!("the test wants it");
             }
             How::Inline => {
                 disk.end(&cmd);

@@ -29,6 +29,8 @@ use std::sync::{Arc, Weak};
 /// No test waits longer for anything: what takes longer is stuck.
 pub const STUCK_S: i64 = 20;
 pub const BLOCK: u32 = 512;
+/// Long enough to see threads, short enough to wait for their end.
+pub const POOL_IDLE_MS: u32 = 300;
 
 pub struct Template;
 
@@ -512,6 +514,11 @@ impl Ini {
         self.until("all commands", |i| i.host.live.is_empty());
     }
 
+    /// The command is lost: it will not end.
+    pub fn forget(&mut self, tag: u64) {
+        assert!(self.host.live.remove(&tag));
+    }
+
     pub fn has_ended(&self, tag: u64) -> bool {
         self.host.ended.contains(&tag)
     }
@@ -629,6 +636,7 @@ impl Rig {
         let core = Core::new(CoreParams {
             threads: 3,
             pr_dir,
+            pool_idle_ms: POOL_IDLE_MS,
             ..CoreParams::default()
         });
         let core = core.expect("threads");
