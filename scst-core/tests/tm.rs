@@ -325,6 +325,8 @@ fn resets_nest() {
         b.tm(TmFunction::LunReset, 1, 0),
     ];
     let own = a.tm(TmFunction::LunReset, 0, 0);
+    // All have marked their commands.
+    rig.core.flush_tm();
     assert_eq!(b.wait_tm(tms[2]), TmStatus::Success);
     assert_eq!(b.tm_status(tms[0]), None);
     rig.disk().complete(held);
