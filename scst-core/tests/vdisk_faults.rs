@@ -260,7 +260,7 @@ fn less_data_than_the_cdb_says_writes_only_that() {
     assert_eq!(a.data[1024..], [0; LEN - 1024]);
     // WRITE SAME needs its block whole.
     let a = rig.write(0, &hex("41000000000000000800"), &[7; 100]);
-    assert_eq!(a.sense(), Some(sense::PARAMETER_VALUE_INVALID));
+    assert_eq!(a.sense(), Some(sense::PARAMETER_LIST_LENGTH_INVALID));
     // An UNMAP list that was cut off is not guessed at.
     let thin = file_disk(dir.path(), &[("thin_provisioned", "1")]).expect("device");
     drop(rig);
