@@ -80,6 +80,8 @@ pub(crate) enum ConnMsg {
     Reap(CmdRef),
     /// A task management request is complete.
     TmDone(Arc<MgmtCmd>),
+    /// The initiator is to be told of an event: LUN field and sense data.
+    Aen([u8; 8], Vec<u8>),
     /// The session is registered, or not.
     Created(std::result::Result<NewSession, LoginStatus>),
     /// Close the connection.
@@ -146,6 +148,14 @@ impl CmdHome for ConnShared {
 
     fn task_mgmt_fn_done(&self, mcmd: Arc<MgmtCmd>) {
         self.send(ConnMsg::TmDone(mcmd));
+    }
+
+    fn report_aen(&self, lun: [u8; 8], sense: Vec<u8>) -> bool {
+        let open = !self.is_closing();
+        if open {
+            self.send(ConnMsg::Aen(lun, sense));
+        }
+        open
     }
 
     fn close(&self) {
@@ -582,6 +592,12 @@ impl Conn {
                 Phase::Draining(ffp) => ffp.tm.done_unanswered(&mcmd),
                 _ => {}
             },
+            ConnMsg::Aen(lun, sense) => {
+                // Before the login is over the initiator knows nothing that could have changed.
+                if let Phase::Full(ffp) = &mut self.phase {
+                    ffp.async_message(lun, &sense);
+                }
+            }
             ConnMsg::Created(made) => self.session_created(cx, made),
             ConnMsg::Close(reason) => self.close(cx, reason),
             ConnMsg::Gone => {

@@ -13,9 +13,11 @@ use crate::driver::IscsiDriver;
 use crate::login::TextExchange;
 use crate::param::SessParams;
 use crate::pdu::hdr::{
-    DataInHdr, LogoutRspHdr, NopInHdr, R2tHdr, RejectHdr, ScsiRspHdr, TextRspHdr,
+    AsyncMsgHdr, DataInHdr, LogoutRspHdr, NopInHdr, R2tHdr, RejectHdr, ScsiRspHdr, TextRspHdr,
 };
-use crate::pdu::{BHS_LEN, Bhs, Itt, LogoutResponse, RejectReason, ScsiResponse, Ttt, flags};
+use crate::pdu::{
+    AsyncEvent, BHS_LEN, Bhs, Itt, LogoutResponse, RejectReason, ScsiResponse, Ttt, flags,
+};
 use crate::pending::PendingRequests;
 use crate::sn::{CmdSn, DataSn, StatSn};
 use crate::target::IscsiTarget;
@@ -382,6 +384,24 @@ impl Ffp {
         hdr.ttt = ttt.into();
         hdr.set_sns(self.stat_sn, self.exp_cmd_sn, self.max_cmd_sn());
         self.queue(TxResp::new(TxPdu::new(&hdr, 0, 0), TxData::None));
+    }
+
+    /// Tells of a SCSI event (RFC 7143 11.9).
+    #[doc(alias = "iscsi_scsi_aen")]
+    pub(crate) fn async_message(&mut self, lun: [u8; 8], sense: &[u8]) {
+        let mut data = u16::try_from(sense.len())
+            .unwrap_or(0)
+            .to_be_bytes()
+            .to_vec();
+        data.extend_from_slice(sense);
+        let mut hdr = AsyncMsgHdr::new();
+        hdr.lun = lun;
+        hdr.async_event = AsyncEvent::ScsiEvent.code();
+        hdr.set_data_len(u32::try_from(data.len()).unwrap_or(0));
+        let stat_sn = self.next_stat_sn();
+        hdr.set_sns(stat_sn, self.exp_cmd_sn, self.max_cmd_sn());
+        let pdu = TxPdu::new(&hdr, 0, data.len());
+        self.queue(TxResp::new(pdu, TxData::Bytes(data)));
     }
 
     /// Answers a logout; the connection closes when the answer is out.

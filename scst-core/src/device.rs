@@ -186,10 +186,23 @@ impl Device {
         }
     }
 
-    /// The capacity has changed: initiators learn it by a unit attention 2A/09. Context: any.
+    /// Tells all nexuses of an event, by the transport or by a unit attention. Context: any.
+    pub fn gen_aen_or_ua(&self, s: Sense) {
+        for t in self.tgt_devs() {
+            t.gen_aen_or_ua(s);
+        }
+    }
+
+    /// The capacity has changed: initiators learn it by 2A/09. Context: any.
     #[doc(alias = "scst_capacity_data_changed")]
     pub fn capacity_data_changed(&self) {
-        self.check_set_ua(crate::sense::CAPACITY_DATA_CHANGED, None);
+        self.gen_aen_or_ua(crate::sense::CAPACITY_DATA_CHANGED);
+    }
+
+    /// What INQUIRY says has changed: initiators learn it by 3F/03. Context: any.
+    #[doc(alias = "scst_dev_inquiry_data_changed")]
+    pub fn inquiry_data_changed(&self) {
+        self.gen_aen_or_ua(crate::sense::INQUIRY_DATA_CHANGED);
     }
 
     /// Whether no command is anywhere at the device: executing, waiting for its turn, or counted. Exact only while

@@ -5,8 +5,9 @@
 use crate::acg::AcgId;
 use crate::cmd::{Cmd, CmdHome, CmdShared, HomeId};
 use crate::core::{Core, InitWait};
+use crate::lun::{AddrMethod, Lun};
 use crate::pres::TransportId;
-use crate::sense::Sense;
+use crate::sense::{self, Sense, SenseExtra};
 use crate::stats::IoStats;
 use crate::tgt::Tgt;
 use crate::tgt_dev::TgtDev;
@@ -171,6 +172,29 @@ impl Session {
     #[doc(alias = "force_close")]
     pub fn close(&self) {
         self.home.close();
+    }
+
+    /// Has the transport tell the initiator of an event at a logical unit; false if it cannot. Context: any.
+    #[doc(alias = "scst_alloc_aen")]
+    pub(crate) fn report_aen(&self, lun: u64, d_sense: bool, s: Sense) -> bool {
+        let mut data = Vec::with_capacity(sense::STANDARD_SENSE_LEN);
+        sense::build(&mut data, d_sense, s, SenseExtra::None);
+        let lun = Lun::new(lun).map_or([0; _], |lun| lun.pack(AddrMethod::Peripheral));
+        self.home.report_aen(lun, data)
+    }
+
+    /// Tells the initiator that the list of its LUNs has changed; `nexuses` are those that stay. Context: any.
+    #[doc(alias = "scst_report_luns_changed_sess")]
+    pub(crate) fn report_luns_changed(&self, nexuses: &[Arc<TgtDev>]) {
+        let s = sense::REPORTED_LUNS_DATA_CHANGED;
+        let (lun, d_sense) = nexuses.first().map_or((0, false), |t| {
+            (t.lun, t.dev.control.d_sense.load(Ordering::Relaxed))
+        });
+        if !self.report_aen(lun, d_sense, s) {
+            for t in nexuses {
+                t.check_set_ua(s);
+            }
+        }
     }
 
     /// Takes the next unit attention of a nexus for delivery; one that concerns all LUNs goes from all of them.

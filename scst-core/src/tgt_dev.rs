@@ -96,6 +96,19 @@ impl TgtDev {
         self.rd_only.load(Ordering::Relaxed)
     }
 
+    /// Tells the initiator of an event at this logical unit: by the transport at once, or by a unit attention.
+    /// Context: any.
+    #[doc(alias = "scst_gen_aen_or_ua")]
+    pub fn gen_aen_or_ua(&self, s: Sense) {
+        let told = self.session().is_some_and(|sess| {
+            let d_sense = self.dev.control.d_sense.load(Ordering::Relaxed);
+            sess.report_aen(self.lun, d_sense, s)
+        });
+        if !told {
+            self.check_set_ua(s);
+        }
+    }
+
     /// Queues a unit attention unless the same one waits already. Context: any.
     #[doc(alias = "scst_check_set_UA")]
     pub fn check_set_ua(&self, s: Sense) {

@@ -3,6 +3,7 @@
 //! C source: `enum scst_cmd_states`, `enum scst_exec_context` of `scst/include/scst.h`
 
 use super::{Cmd, CmdRef};
+use crate::lun::LUN_LEN;
 use crate::mgmt::MgmtCmd;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -120,6 +121,11 @@ pub trait CmdHome: Send + Sync {
     fn reap(&self, cmd: CmdRef);
     /// A task management request of the session is complete; its status is in `mcmd`.
     fn task_mgmt_fn_done(&self, mcmd: Arc<MgmtCmd>);
+    /// Tells the initiator of an event that no command of its has asked for, if the transport can; false if not, and the
+    /// event becomes a unit attention then. `lun` is the LUN field. What comes before the session is in use may be lost.
+    fn report_aen(&self, _lun: [u8; LUN_LEN], _sense: Vec<u8>) -> bool {
+        false
+    }
     /// Ends the session: the transport closes its connections and unregisters it.
     fn close(&self);
 }

@@ -289,11 +289,9 @@ impl Core {
         }
         for (sess, new) in added {
             let old = sess.tgt_devs();
-            for t in &old {
-                t.check_set_ua(sense::REPORTED_LUNS_DATA_CHANGED);
-            }
-            let all = old.into_iter().chain(std::iter::once(new));
+            let all = old.iter().cloned().chain(std::iter::once(new));
             sess.luns.replace(LunTable::from_iter(all));
+            sess.report_luns_changed(&old);
         }
         Ok(())
     }
@@ -325,10 +323,8 @@ impl Core {
         for sess in tgt.sessions().iter().filter(|s| s.acg == acg) {
             let (gone, keep): (Vec<_>, Vec<_>) =
                 sess.tgt_devs().into_iter().partition(|t| t.lun == lun);
-            for t in &keep {
-                t.check_set_ua(sense::REPORTED_LUNS_DATA_CHANGED);
-            }
-            sess.luns.replace(LunTable::from_iter(keep));
+            sess.luns.replace(LunTable::from_iter(keep.iter().cloned()));
+            sess.report_luns_changed(&keep);
             for t in gone {
                 self.free_tgt_dev(sess, &t);
             }

@@ -10,7 +10,6 @@ use scst_compare::json::from_hex;
 use scst_compare::{Access, Errno, Manage};
 use scst_core::core::{ConfigError, Core, LunParams};
 use scst_core::dev_handlers::vdisk::{Vdisk, VdiskKind, VdiskParams};
-use scst_core::sense;
 use scst_core::tgt::Tgt;
 
 const EINVAL: Errno = 22;
@@ -128,7 +127,7 @@ impl CoreManage {
                     _ => value.clone_into(&mut id.scsi_device_name),
                 });
                 let dev = self.core.device(name).ok_or(EINVAL)?;
-                dev.check_set_ua(sense::INQUIRY_DATA_CHANGED, None);
+                dev.inquiry_data_changed();
                 Ok(())
             }
             Change::Medium(name, path) => {
