@@ -33,6 +33,10 @@ enum Change<'a> {
     /// Device, attribute, value.
     Identity(&'a str, &'a str, &'a str),
     Medium(&'a str, &'a str),
+    /// A null device's size in bytes.
+    Size(&'a str, u64),
+    /// Null devices read as zeros in any case.
+    ReadZero,
 }
 
 impl<'a> Change<'a> {
@@ -59,6 +63,8 @@ impl<'a> Change<'a> {
                 _,
             ) => Self::Identity(dev, name, value),
             (["devices", dev, "filename"], _) => Self::Medium(dev, value),
+            (["devices", dev, "size_mb"], _) => Self::Size(dev, value.parse::<u64>().ok()? << 20),
+            (["devices", _, "read_zero"], "1") => Self::ReadZero,
             _ => return None,
         })
     }
@@ -128,6 +134,14 @@ impl CoreManage {
                 });
                 let dev = self.core.device(name).ok_or(EINVAL)?;
                 dev.inquiry_data_changed();
+                Ok(())
+            }
+            Change::ReadZero => Ok(()),
+            Change::Size(name, bytes) => {
+                let disk = self.disks.get(name).ok_or(EINVAL)?;
+                disk.resize_null(bytes).map_err(|e| e.errno())?;
+                let dev = self.core.device(name).ok_or(EINVAL)?;
+                dev.capacity_data_changed();
                 Ok(())
             }
             Change::Medium(name, path) => {

@@ -285,6 +285,20 @@ impl Vdisk {
         self.base.block_shift
     }
 
+    /// Gives a null device another size; the caller then tells initiators
+    /// ([`crate::device::Device::capacity_data_changed`]). Context: any.
+    ///
+    /// # Errors
+    /// `EINVAL`: another kind of device, or a size that is 0 or no multiple of the block size.
+    pub fn resize_null(&self, bytes: u64) -> kshim::error::Result {
+        let aligned = bytes != 0 && bytes.trailing_zeros() >= u32::from(self.base.block_shift);
+        if self.kind != VdiskKind::Nullio || !aligned {
+            return Err(code::EINVAL);
+        }
+        self.set_size_bytes(bytes);
+        Ok(())
+    }
+
     /// Another medium has another size.
     pub(super) fn set_size_bytes(&self, bytes: u64) {
         let n = bytes >> self.base.block_shift;
