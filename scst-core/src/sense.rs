@@ -145,6 +145,8 @@ conditions! {
     /// Send it with [`SenseExtra::FieldInCdb`].
     #[doc(alias = "scst_sense_invalid_field_in_cdb")]
     INVALID_FIELD_IN_CDB = ILLEGAL_REQUEST, 0x24, 0x00;
+    /// A command came before one that it needs.
+    COMMAND_SEQUENCE_ERROR = ILLEGAL_REQUEST, 0x2C, 0x00;
     /// No logical unit at this LUN.
     #[doc(alias = "scst_sense_lun_not_supported")]
     LUN_NOT_SUPPORTED = ILLEGAL_REQUEST, 0x25, 0x00;
@@ -207,6 +209,8 @@ conditions! {
     /// An ALUA state changed.
     #[doc(alias = "scst_sense_asym_access_state_changed")]
     ASYM_ACCESS_STATE_CHANGED = UNIT_ATTENTION, 0x2A, 0x06;
+    /// Another nexus set the time stamp.
+    TIMESTAMP_CHANGED = UNIT_ATTENTION, 0x2A, 0x10;
     /// The capacity changed.
     #[doc(alias = "scst_sense_capacity_data_changed")]
     CAPACITY_DATA_CHANGED = UNIT_ATTENTION, 0x2A, 0x09;

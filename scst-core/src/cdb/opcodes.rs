@@ -21,7 +21,11 @@ pub const READ_10: u8 = 0x28;
 pub const WRITE_10: u8 = 0x2A;
 pub const WRITE_VERIFY_10: u8 = 0x2E;
 pub const VERIFY_10: u8 = 0x2F;
+pub const PRE_FETCH_10: u8 = 0x34;
 pub const SYNCHRONIZE_CACHE_10: u8 = 0x35;
+pub const READ_DEFECT_DATA_10: u8 = 0x37;
+pub const WRITE_BUFFER: u8 = 0x3B;
+pub const READ_BUFFER: u8 = 0x3C;
 pub const WRITE_SAME_10: u8 = 0x41;
 pub const UNMAP: u8 = 0x42;
 pub const READ_TOC: u8 = 0x43;
@@ -40,8 +44,10 @@ pub const ATA_16: u8 = 0x85;
 pub const READ_16: u8 = 0x88;
 pub const COMPARE_AND_WRITE: u8 = 0x89;
 pub const WRITE_16: u8 = 0x8A;
+pub const ORWRITE_16: u8 = 0x8B;
 pub const WRITE_VERIFY_16: u8 = 0x8E;
 pub const VERIFY_16: u8 = 0x8F;
+pub const PRE_FETCH_16: u8 = 0x90;
 pub const SYNCHRONIZE_CACHE_16: u8 = 0x91;
 pub const WRITE_SAME_16: u8 = 0x93;
 pub const SERVICE_ACTION_IN_16: u8 = 0x9E;
@@ -53,6 +59,7 @@ pub const READ_12: u8 = 0xA8;
 pub const WRITE_12: u8 = 0xAA;
 pub const WRITE_VERIFY_12: u8 = 0xAE;
 pub const VERIFY_12: u8 = 0xAF;
+pub const READ_DEFECT_DATA_12: u8 = 0xB7;
 
 // Service actions of SERVICE ACTION IN(16).
 pub const SAI_READ_CAPACITY_16: u8 = 0x10;
@@ -63,7 +70,9 @@ pub const MI_REPORT_IDENTIFYING_INFORMATION: u8 = 0x05;
 pub const MI_REPORT_TARGET_PGS: u8 = 0x0A;
 pub const MI_REPORT_SUPPORTED_OPERATION_CODES: u8 = 0x0C;
 pub const MI_REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS: u8 = 0x0D;
+pub const MI_REPORT_TIMESTAMP: u8 = 0x0F;
 pub const MO_SET_TARGET_PGS: u8 = 0x0A;
+pub const MO_SET_TIMESTAMP: u8 = 0x0F;
 
 // Service actions of the variable-length CDB.
 pub const SUBCODE_READ_32: u16 = 0x09;

@@ -321,6 +321,10 @@ fn maint_in(i: &mut CdbInfo, cdb: &[u8]) {
             i.name = "REPORT TARGET PORT GROUPS";
             i.flags |= CdbFlags::LOCAL_CMD | ALLOWED_ALWAYS;
         }
+        op::MI_REPORT_TIMESTAMP => {
+            i.name = "REPORT TIMESTAMP";
+            i.flags |= ALLOWED_ALWAYS;
+        }
         op::MI_REPORT_SUPPORTED_OPERATION_CODES => {
             i.name = "REPORT SUPPORTED OPERATION CODES";
             i.flags |=
@@ -340,6 +344,9 @@ fn maint_out(i: &mut CdbInfo, cdb: &[u8]) {
     if u8_at(cdb, 1) & 0x1F == op::MO_SET_TARGET_PGS {
         i.name = "SET TARGET PORT GROUPS";
         i.flags |= CdbFlags::LOCAL_CMD | CdbFlags::STRICTLY_SERIALIZED;
+    }
+    if u8_at(cdb, 1) & 0x1F == op::MO_SET_TIMESTAMP {
+        i.name = "SET TIMESTAMP";
     }
     len_only(i, len4(i, cdb));
 }

@@ -16,8 +16,8 @@
 use super::{CdbFlags, Form, OpDesc};
 use crate::consts::DataDirection;
 
-/// Number of rows of the table.
-pub const NR_OPS: usize = 177;
+/// Number of rows of the table: those of SCST, and ORWRITE(16).
+pub const NR_OPS: usize = 178;
 /// Number of rows for variable-length (7Fh) service actions, which start at READ(32).
 pub const NR_OPS32: usize = 5;
 /// Mark of "no such operation code for this device type" in [`INDEX`].
@@ -199,6 +199,7 @@ pub static OPS: [OpDesc; NR_OPS] = ops! {
     0x88 "04567" "READ(16)" Read [FIX WE] (2,8) (10,4) 0 Lba8Len4Prot;
     0x89 "0" "COMPARE AND WRITE" Write [FIX LOCAL WMED ATOMIC] (2,8) (13,1) 0 CompareAndWrite;
     0x8A "0457" "WRITE(16)" Write [FIX WMED] (2,8) (10,4) 0 Lba8Len4Prot;
+    0x8B "0" "ORWRITE(16)" Write [FIX WMED SSER] (2,8) (10,4) 0 Lba8Len4Prot;
     0x8C "123456789" "READ ATTRIBUTE" Read [WE] (0,0) (10,4) 0 Len4;
     0x8D "123456789" "WRITE ATTRIBUTE" Write [WMED] (0,0) (10,4) 0 Len4;
     0x8E "0457" "WRITE AND VERIFY(16)" Write [FIX WMED] (2,8) (10,4) 0 Lba8Len4Prot;
@@ -239,7 +240,7 @@ pub static OPS: [OpDesc; NR_OPS] = ops! {
     0xB5 "8" "REQUEST VOLUME ELEMENT ADDRESS" Read [] (0,0) (7,3) 0 Len3;
     0xB6 "8" "SEND VOLUME TAG" Write [] (0,0) (9,1) 0 Len1;
     0xB6 "5" "SET STREAMING" Write [] (0,0) (9,2) 0 Len2;
-    0xB7 "07" "READ DEFECT DATA(12)" Read [WE] (0,0) (9,1) 0 Len1;
+    0xB7 "07" "READ DEFECT DATA(12)" Read [WE] (0,0) (6,4) 0 Len4;
     0xB8 "8" "READ ELEMENT STATUS" Read [] (0,0) (7,3) 0 ReadElemStat;
     0xB9 "5" "READ CD MSF" Read [UNKLEN] (0,0) (0,0) 0 None;
     0xBA "5" "SCAN" None [LONG] (0,0) (0,0) 0 None;

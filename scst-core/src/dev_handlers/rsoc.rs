@@ -76,14 +76,9 @@ macro_rules! rows {
 }
 
 /// Commands in [`VDISK`] that neither the core nor a virtual disk executes yet. Whoever adds one takes it out here.
-pub const NOT_EXECUTED: &[u8] = &[
-    op::FORMAT_UNIT,
-    op::MODE_SELECT,
-    op::MODE_SELECT_10,
-    op::EXTENDED_COPY,
-];
+pub const NOT_EXECUTED: &[u8] = &[op::EXTENDED_COPY];
 
-/// Commands of a virtual disk without protection information, in SCST's order.
+/// Commands of a virtual disk without protection information: SCST's in its order, then those that it does not have.
 pub static VDISK: &[OpcodeDescriptor] = rows! {
     REG SYNCHRONIZE_CACHE_10 () [2, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, CTRL];
     REG SYNCHRONIZE_CACHE_16 () [2, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, CTRL];
@@ -130,6 +125,16 @@ pub static VDISK: &[OpcodeDescriptor] = rows! {
     SMALL REQUEST_SENSE () [1, 0, 0, 0xFF, CTRL];
     SMALL MAINTENANCE_IN (MI_REPORT_SUPPORTED_OPERATION_CODES) [0x0C, 0x87, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, CTRL];
     SMALL MAINTENANCE_IN (MI_REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS) [0x0D, 0x80, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, CTRL];
+    SMALL MAINTENANCE_IN (MI_REPORT_TIMESTAMP) [0x0F, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, CTRL];
+    SMALL MAINTENANCE_OUT (MO_SET_TIMESTAMP) [0x0F, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, CTRL];
+    SMALL SERVICE_ACTION_IN_16 (SAI_GET_LBA_STATUS) [0x12, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, CTRL];
+    REG ORWRITE_16 () [PROT | 0x18, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, CTRL];
+    REG PRE_FETCH_10 () [2, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, CTRL];
+    REG PRE_FETCH_16 () [2, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, CTRL];
+    SMALL READ_DEFECT_DATA_10 () [0, 0x1F, 0, 0, 0, 0, 0xFF, 0xFF, CTRL];
+    SMALL READ_DEFECT_DATA_12 () [0x1F, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, CTRL];
+    SMALL WRITE_BUFFER () [0x1F, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, CTRL];
+    SMALL READ_BUFFER () [0x1F, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, CTRL];
 };
 
 fn executed(table: &'static [OpcodeDescriptor]) -> impl Iterator<Item = &'static OpcodeDescriptor> {

@@ -22,27 +22,27 @@ fn file_disk(dir: &Path, name: &str, size: u64, more: &[(&str, &str)]) -> Arc<Vd
         .expect("scratch file");
     let mut params = vec![("filename", path.to_str().expect("text"))];
     params.extend_from_slice(more);
-    let params = VdiskParams::parse(VdiskKind::Fileio, &params).expect("known parameters");
+    let mut params = VdiskParams::parse(VdiskKind::Fileio, &params).expect("known parameters");
+    params.state_dir = Some(dir.join("state"));
     Vdisk::new(name, &params).expect("device")
 }
 
 /// The configuration that the conversations were recorded with, without the CD-ROM.
 pub fn reference_disks(dir: &Path, ram: &str) -> Vec<(Arc<Vdisk>, bool)> {
-    let block = VdiskParams::parse(VdiskKind::Blockio, &[("filename", ram)]);
-    let null = VdiskParams::parse(VdiskKind::Nullio, &[("size_mb", "1024")]);
+    let params = |kind, p: &[_]| {
+        let mut p = VdiskParams::parse(kind, p).expect("known parameters");
+        p.state_dir = Some(dir.join("state"));
+        p
+    };
+    let block = params(VdiskKind::Blockio, &[("filename", ram)]);
+    let null = params(VdiskKind::Nullio, &[("size_mb", "1024")]);
     vec![
         (
             file_disk(dir, "disk0", 100 * MIB, &[("thin_provisioned", "1")]),
             false,
         ),
-        (
-            Vdisk::new("disk1", &block.expect("known")).expect("device"),
-            false,
-        ),
-        (
-            Vdisk::new("disk2", &null.expect("known")).expect("device"),
-            false,
-        ),
+        (Vdisk::new("disk1", &block).expect("device"), false),
+        (Vdisk::new("disk2", &null).expect("device"), false),
         (
             file_disk(dir, "disk3", 64 * MIB, &[("read_only", "1")]),
             true,

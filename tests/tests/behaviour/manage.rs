@@ -95,7 +95,8 @@ impl CoreManage {
         let (name, text) = text.split_once(' ').unwrap_or((text, ""));
         let params = text.split(';').map(str::trim).filter(|p| !p.is_empty());
         let params: Option<Vec<_>> = params.map(|p| p.split_once('=')).collect();
-        let params = VdiskParams::parse(kind, &params.ok_or(EINVAL)?).map_err(|_| EINVAL)?;
+        let mut params = VdiskParams::parse(kind, &params.ok_or(EINVAL)?).map_err(|_| EINVAL)?;
+        params.state_dir = Some(self.data.join("state"));
         let disk = Vdisk::new(name, &params).map_err(|e| e.errno().errno())?;
         self.core
             .register_virtual_device(name, Arc::clone(&disk) as _)

@@ -43,7 +43,8 @@ impl ReferenceServer {
         let ram = RamDisk::create("behaviour", &RamConfig::new(128 * MIB))?;
         let luns = disks(data.path(), ram.path())?;
         let mut devices = Vec::new();
-        for (lun, (name, params)) in (0..).zip(luns) {
+        for (lun, (name, mut params)) in (0..).zip(luns) {
+            params.state_dir = Some(data.path().join("state"));
             let vdisk = Vdisk::new(name, &params).with_context(|| name.to_owned())?;
             let dev = core.register_virtual_device(name, vdisk)?;
             let lun_params = LunParams {

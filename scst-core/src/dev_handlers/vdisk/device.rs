@@ -3,10 +3,14 @@
 use super::blockio::BlockStore;
 use super::cdrom::CdStore;
 use super::fileio::FileStore;
+use super::format::FormatState;
 use super::inquiry::{self, PortInfo};
+use super::log::IoCounters;
+use super::misc::{DeviceClock, EchoBuffers};
 use super::mode::{self, ControlBits, ModeState};
 use super::params::NULLIO_SIZE;
 use super::reply::{Fault, Reply};
+use super::saved::SavedPages;
 use super::store::Store;
 use super::{BIO_VENDOR, FIO_VENDOR, Identity, ParamError, VdiskKind, VdiskParams};
 use crate::consts::{MAX_NAME, TYPE_DISK, TYPE_ROM};
@@ -41,7 +45,7 @@ pub struct Features {
     pub rotational: bool,
     /// Logical block provisioning.
     pub thin_provisioned: bool,
-    /// LBPRZ. SCST never sets it.
+    /// LBPRZ: unmapped blocks read as zeros. DIFFERS: SCST never says so.
     pub discard_zeroes_data: bool,
     /// Writes may sit in a volatile cache, now.
     pub volatile_cache: bool,
@@ -151,15 +155,23 @@ pub struct Vdisk {
     pub(super) read_only: bool,
     pub(super) tst: u8,
     pub(super) threads_num: i32,
-    write_through: AtomicBool,
-    write_through_saved: AtomicBool,
-    nblocks: AtomicU64,
+    pub(super) write_through: AtomicBool,
+    pub(super) write_through_saved: AtomicBool,
+    /// As the parameters say.
+    pub(super) write_through_start: bool,
+    pub(super) nblocks: AtomicU64,
     /// Guarded against changes through management; read by INQUIRY only.
     #[doc(alias = "vdisk_serial_rwlock")]
     identity: SpinLock<Identity>,
     /// Control page values at start and as saved.
-    default_control: ControlBits,
-    saved_control: SpinLock<ControlBits>,
+    pub(super) default_control: ControlBits,
+    pub(super) saved_control: SpinLock<ControlBits>,
+    /// Where mode pages are saved.
+    pub(super) saved: Option<SavedPages>,
+    pub(super) format: FormatState,
+    pub(super) counters: IoCounters,
+    pub(super) clock: DeviceClock,
+    pub(super) echo: EchoBuffers,
     pub(super) prevent_medium_removal: AtomicBool,
     pub(super) store: Store,
 }
@@ -214,7 +226,7 @@ impl Vdisk {
             dummy: params.dummy,
             rotational: params.rotational.unwrap_or(store.rotational()),
             thin_provisioned: thin,
-            discard_zeroes_data: false,
+            discard_zeroes_data: thin && store.discard_zeroes_data(),
             volatile_cache: true,
             nv_cache: params.nv_cache || store.flush_unsupported(),
             // A CD-ROM drive lacks much of MMC, and claims no version of it.
@@ -240,10 +252,19 @@ impl Vdisk {
             threads_num: params.threads_num,
             write_through: AtomicBool::new(params.write_through),
             write_through_saved: AtomicBool::new(params.write_through),
+            write_through_start: params.write_through,
             nblocks: AtomicU64::new(size >> params.block_shift),
             identity: SpinLock::new(identity),
             default_control,
             saved_control: SpinLock::new(default_control),
+            saved: params
+                .state_dir
+                .as_deref()
+                .and_then(|dir| SavedPages::new(dir, name)),
+            format: FormatState::default(),
+            counters: IoCounters::default(),
+            clock: DeviceClock::default(),
+            echo: EchoBuffers::default(),
             prevent_medium_removal: AtomicBool::new(false),
             store,
         };
@@ -386,6 +407,7 @@ impl Vdisk {
             read_only,
             current,
             default: self.default_control,
+            can_save: self.saved.is_some(),
             saved: *self.saved_control.lock(),
             write_through: self.write_through.load(Ordering::Relaxed),
             write_through_saved: self.write_through_saved.load(Ordering::Relaxed),

@@ -2,7 +2,8 @@
 //!
 //! DIFFERS: a flush is an fdatasync, and a FUA write an O_DSYNC write of its range; SCST writes back a range of pages
 //! that it computes wrongly, and never flushes the disk's own cache. DIFFERS: the failure of a flush with IMMED is told
-//! at the next flush; SCST forgets it.
+//! at the next flush; SCST forgets it. DIFFERS: `write_through` makes each write an O_DSYNC write; SCST opens the file with
+//! O_DSYNC, and again when MODE SELECT switches the cache.
 //!
 //! C source: `fileio_exec_read`, `fileio_exec_write`, `__vdisk_fsync_fileio` of `scst/src/dev_handlers/scst_vdisk.c`
 
@@ -42,10 +43,7 @@ pub(super) enum Inline {
 impl FileStore {
     /// Opens the file. Context: may sleep.
     pub(super) fn open(path: &Path, p: &VdiskParams) -> Result<Self> {
-        let options = OpenOptions::new()
-            .read_only(p.read_only)
-            .direct(p.o_direct)
-            .dsync(p.write_through && !p.nv_cache);
+        let options = OpenOptions::new().read_only(p.read_only).direct(p.o_direct);
         let file = File::open(path, &options)?;
         let size_at_open = file.size()?;
         Ok(Self {
@@ -160,6 +158,30 @@ impl FileStore {
 
     pub(super) fn punch_hole(&self, pos: u64, len: u64) -> Result {
         self.file.punch_hole(pos, len)
+    }
+
+    /// Whether there is data at `pos`, and up to where at most `end` that is so. A file system that does not know has data
+    /// everywhere. Context: may sleep.
+    pub(super) fn extent(&self, pos: u64, end: u64) -> Result<(bool, u64)> {
+        let data = match self.file.seek_data(pos) {
+            Ok(Some(data)) => data,
+            Ok(None) => return Ok((false, end)),
+            Err(code::EINVAL | code::EOPNOTSUPP) => return Ok((true, end)),
+            Err(e) => return Err(e),
+        };
+        if data > pos {
+            return Ok((false, data.min(end)));
+        }
+        let hole = self.file.seek_hole(pos)?.unwrap_or(end);
+        Ok((
+            true,
+            hole.clamp(pos.saturating_add(1), end.max(pos.saturating_add(1))),
+        ))
+    }
+
+    /// Bytes for which the file system has storage. Context: may sleep.
+    pub(super) fn allocated(&self) -> Result<u64> {
+        self.file.allocated()
     }
 
     pub(super) fn zero_range(&self, pos: u64, len: u64) -> Result {

@@ -1,20 +1,23 @@
 //! A virtual disk as the core sees it: parsing, buffers, execution.
 
 use super::cdrom;
+use super::control::{control_bits, param_list};
 use super::fileio::{FileStore, Inline};
 use super::medium::Medium;
-use super::mode::ControlBits;
+use super::misc;
 use super::reply::{Fault, Reply};
 use super::store::{Outcome, Store, read_outcome, write_outcome};
 use super::{PortInfo, Vdisk, VdiskKind};
 use crate::caw;
+use crate::cdb::bytes::{be16_at, be32_at};
 use crate::cdb::{self, CdbFlags, opcodes as op};
 use crate::cmd::{Cmd, ExecRes};
 use crate::consts::{TYPE_DISK, TYPE_ROM};
 use crate::core::cmd_done;
 use crate::dev_handlers::rsoc;
 use crate::dev_type::{BufAlloc, DevHandler, ExecContext, IoFault};
-use crate::device::{ControlMode, Device};
+use crate::device::Device;
+use crate::mgmt::{MgmtCmd, TmFunction};
 use crate::sense::{self, SenseExtra};
 use crate::tgt_dev::TgtDev;
 use kshim::block::{BioOp, ReqFlags};
@@ -39,20 +42,6 @@ pub(super) fn apply(cmd: &mut Cmd, outcome: Outcome) {
             SenseExtra::FieldInParms { byte, bit } => cmd.set_invalid_field_in_parm_list(byte, bit),
             extra => cmd.set_sense_extra(sense, extra),
         },
-    }
-}
-
-/// The control page as the device has it now.
-fn control_bits(c: &ControlMode) -> ControlBits {
-    ControlBits {
-        tst: c.tst.load(Ordering::Relaxed),
-        tmf_only: c.tmf_only.load(Ordering::Relaxed),
-        dpicz: c.dpicz.load(Ordering::Relaxed),
-        d_sense: c.d_sense.load(Ordering::Relaxed),
-        queue_alg: c.queue_alg.load(Ordering::Relaxed),
-        qerr: c.qerr.load(Ordering::Relaxed),
-        swp: c.swp.load(Ordering::Relaxed),
-        tas: c.tas.load(Ordering::Relaxed),
     }
 }
 
@@ -95,6 +84,7 @@ impl DevHandler for Vdisk {
 
     fn attach(&self, dev: &Arc<Device>) -> Result {
         dev.control.tst.store(self.tst, Ordering::Relaxed);
+        self.load_saved_pages(dev);
         Ok(())
     }
 
@@ -103,6 +93,20 @@ impl DevHandler for Vdisk {
             tgt_dev.rd_only.store(true, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    fn detach_tgt(&self, tgt_dev: &TgtDev) {
+        self.echo.forget(nexus(tgt_dev));
+    }
+
+    #[doc(alias = "vdisk_task_mgmt_fn_done")]
+    fn task_mgmt_fn_done(&self, mcmd: &MgmtCmd, tgt_dev: &TgtDev) {
+        if matches!(
+            mcmd.params().function,
+            TmFunction::LunReset | TmFunction::TargetReset
+        ) {
+            self.reset(&tgt_dev.dev);
+        }
     }
 
     #[inline]
@@ -123,6 +127,7 @@ impl DevHandler for Vdisk {
             cmd.set_sense(s);
             return;
         }
+        self.parse_data_len(cmd);
         // As in SCST, a file device refuses here what is out of range, the others when they execute (that is, after
         // unit attentions and reservation conflicts).
         if matches!(self.store, Store::File(_) | Store::Cd(_)) && self.position(cmd).is_none() {
@@ -163,7 +168,11 @@ impl DevHandler for Vdisk {
     }
 
     #[inline]
-    fn exec(&self, cmd: Box<Cmd>, cx: ExecContext) -> ExecRes {
+    fn exec(&self, mut cmd: Box<Cmd>, cx: ExecContext) -> ExecRes {
+        if self.format.is_active() && !works_while_formatting(&cmd) {
+            cmd.set_sense(sense::FORMAT_IN_PROGRESS);
+            return ExecRes::Completed(cmd);
+        }
         match cmd.cdb_byte(0) {
             op::READ_10 | op::READ_16 | op::READ_6 | op::READ_12 => self.exec_read(cmd, cx),
             op::WRITE_10 | op::WRITE_16 | op::WRITE_6 | op::WRITE_12 => self.exec_write(cmd, cx),
@@ -193,7 +202,26 @@ impl DevHandler for Vdisk {
     }
 }
 
+/// Names an I_T_L nexus while it is there.
+fn nexus(tgt_dev: &TgtDev) -> usize {
+    std::ptr::from_ref(tgt_dev).addr()
+}
+
 impl Vdisk {
+    /// Corrects what the decoder takes for the length on the medium.
+    #[inline]
+    fn parse_data_len(&self, cmd: &mut Cmd) {
+        let shift = u32::from(Vdisk::block_shift(self));
+        let blocks = match cmd.cdb_byte(0) {
+            op::PRE_FETCH_10 => u64::from(be16_at(cmd.cdb(), 7)),
+            op::PRE_FETCH_16 => u64::from(be32_at(cmd.cdb(), 10)),
+            // Its length is that of the answer.
+            op::SERVICE_ACTION_IN_16 if cmd.cdb_byte(1) & 0x1F == op::SAI_GET_LBA_STATUS => 0,
+            _ => return,
+        };
+        cmd.set_data_len(blocks.checked_shl(shift).unwrap_or(u64::MAX));
+    }
+
     /// Byte position of the command's first block; `None` when it goes beyond the end of the device.
     #[inline]
     fn position(&self, cmd: &Cmd) -> Option<u64> {
@@ -231,6 +259,15 @@ impl Vdisk {
         self.whole_blocks(usize_of(cmd.write_len().min(cmd.bufflen())).min(cmd.sg().len()))
     }
 
+    /// Whole blocks in `n` bytes.
+    #[inline]
+    fn blocks(&self, n: usize) -> u64 {
+        u64::try_from(n)
+            .unwrap_or(u64::MAX)
+            .checked_shr(u32::from(Vdisk::block_shift(self)))
+            .unwrap_or(0)
+    }
+
     #[inline]
     fn whole_blocks(&self, n: usize) -> usize {
         let block = 1usize
@@ -248,6 +285,10 @@ impl Vdisk {
         let len = usize_of(cmd.bufflen());
         if len == 0 {
             return ExecRes::Completed(cmd);
+        }
+        if cx == ExecContext::Atomic {
+            // Counted once, when it comes.
+            self.counters.read(self.blocks(len));
         }
         match &self.store {
             Store::File(f) => return self.read_file(f, cmd, cx, pos, len),
@@ -300,6 +341,9 @@ impl Vdisk {
         let len = self.data_out_len(&cmd);
         if len == 0 {
             return ExecRes::Completed(cmd);
+        }
+        if cx == ExecContext::Atomic {
+            self.counters.written(self.blocks(len));
         }
         let durable = self.wants_durable(&cmd);
         match &self.store {
@@ -360,6 +404,12 @@ impl Vdisk {
             }
             op::START_STOP => self.exec_flush(cmd, cx, false),
             op::COMPARE_AND_WRITE => caw::exec(self, cmd, pos, cx),
+            op::MODE_SELECT | op::MODE_SELECT_10 | op::LOG_SENSE => self.exec_slow(cmd, cx),
+            op::SERVICE_ACTION_IN_16 if cmd.cdb_byte(1) & 0x1F == op::SAI_GET_LBA_STATUS => {
+                self.exec_slow(cmd, cx)
+            }
+            op::FORMAT_UNIT => self.exec_format(cmd, cx),
+            op::PRE_FETCH_10 | op::PRE_FETCH_16 => self.exec_prefetch(cmd, cx, pos),
             op::VERIFY_10
             | op::VERIFY_12
             | op::VERIFY_16
@@ -368,6 +418,7 @@ impl Vdisk {
             | op::WRITE_VERIFY_16
             | op::WRITE_SAME_10
             | op::WRITE_SAME_16
+            | op::ORWRITE_16
             | op::UNMAP => self.exec_medium(cmd, cx, pos),
             _ => {
                 if let Err(f) = self.emulate(&mut cmd) {
@@ -431,6 +482,11 @@ impl Vdisk {
                     medium.write_same(cdb, len_off, pos, len, &mut data)
                 }
                 op::UNMAP => medium.unmap(cdb, usize_of(cmd.bufflen()), &data),
+                op::ORWRITE_16 => {
+                    let n = self.whole_blocks(data.len());
+                    data.truncate(n);
+                    medium.or_write(pos, &data, self.wants_durable(&cmd))
+                }
                 _ => {
                     let n = self.whole_blocks(data.len());
                     data.truncate(n);
@@ -457,6 +513,7 @@ impl Vdisk {
             thin_provisioned: self.features().thin_provisioned,
             max_write_same_len: self.limits().max_write_same_len,
             unmap_max_lba_cnt: self.limits().unmap_max_lba_cnt,
+            durable: self.is_write_through(),
             needs_flush: self.needs_flush(),
             aborted,
         }
@@ -475,8 +532,8 @@ impl Vdisk {
                     .store(prevent, Ordering::Relaxed);
                 return Ok(());
             }
-            // No log page exists.
-            op::LOG_SELECT | op::LOG_SENSE => return Err(Fault::cdb(2, Some(0))),
+            // Nothing of the log can be set.
+            op::LOG_SELECT => return Err(Fault::cdb(2, Some(0))),
             op::READ_CAPACITY => self.read_capacity(cmd.cdb(), &mut out)?,
             op::READ_TOC if self.kind() == VdiskKind::Vcdrom => {
                 cdrom::read_toc(self.nblocks(), cmd.cdb(), &mut out)?;
@@ -492,6 +549,18 @@ impl Vdisk {
             op::MAINTENANCE_IN => return self.maintenance_in(cmd, sa),
             op::MAINTENANCE_OUT if sa == op::MO_SET_TARGET_PGS => {
                 return Err(Fault::cdb(1, Some(0)));
+            }
+            op::MAINTENANCE_OUT if sa == op::MO_SET_TIMESTAMP => {
+                if self.clock.set(&param_list(cmd)?)?
+                    && let Some(t) = cmd.tgt_dev()
+                {
+                    t.dev.check_set_ua(sense::TIMESTAMP_CHANGED, Some(t));
+                }
+                return Ok(());
+            }
+            op::WRITE_BUFFER | op::READ_BUFFER => return self.buffer(cmd),
+            op::READ_DEFECT_DATA_10 | op::READ_DEFECT_DATA_12 => {
+                misc::read_defect_data(cmd.cdb(), &mut out);
             }
             op::MAINTENANCE_OUT => return Err(sense::HARDW_ERROR.into()),
             // Without room for an answer SCST looks at nothing else in these.
@@ -511,13 +580,37 @@ impl Vdisk {
                     .device()
                     .is_some_and(|d| d.control.d_sense.load(Ordering::Relaxed));
                 let mut data = Vec::with_capacity(sense::STANDARD_SENSE_LEN);
-                sense::build(&mut data, d_sense, sense::NO_SENSE_DATA, SenseExtra::None);
+                match self.format.progress() {
+                    Some(p) => {
+                        let extra = SenseExtra::Progress(p);
+                        sense::build(&mut data, d_sense, sense::FORMAT_IN_PROGRESS, extra);
+                    }
+                    None => {
+                        sense::build(&mut data, d_sense, sense::NO_SENSE_DATA, SenseExtra::None);
+                    }
+                }
                 out.put(0, &data);
             }
             _ => return Err(sense::INVALID_OPCODE.into()),
         }
         if cmd.bufflen() != 0 {
             cmd.fill_response(out.as_slice());
+        }
+        Ok(())
+    }
+
+    /// READ BUFFER and WRITE BUFFER: the echo buffer of the nexus.
+    fn buffer(&self, cmd: &mut Cmd) -> std::result::Result<(), Fault> {
+        let Some(nexus) = cmd.tgt_dev().map(|t| nexus(t)) else {
+            return Err(sense::INTERNAL_FAILURE.into());
+        };
+        if cmd.cdb_byte(0) == op::WRITE_BUFFER {
+            return self.echo.write(nexus, cmd.cdb(), &param_list(cmd)?);
+        }
+        let mut data = Vec::new();
+        self.echo.read(nexus, cmd.cdb(), &mut data)?;
+        if cmd.bufflen() != 0 {
+            cmd.fill_response(&data);
         }
         Ok(())
     }
@@ -534,6 +627,11 @@ impl Vdisk {
             op::MI_REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS => {
                 rsoc::report_supported_tmfs(cmd.cdb(), &mut data);
             }
+            op::MI_REPORT_TIMESTAMP => {
+                let mut out = Reply::new();
+                self.clock.report(&mut out);
+                data.extend_from_slice(out.as_slice());
+            }
             _ => return Err(sense::HARDW_ERROR.into()),
         }
         if cmd.bufflen() != 0 {
@@ -541,6 +639,11 @@ impl Vdisk {
         }
         Ok(())
     }
+}
+
+/// Commands that a device answers during a format (the core answers REPORT LUNS).
+fn works_while_formatting(cmd: &Cmd) -> bool {
+    matches!(cmd.cdb_byte(0), op::INQUIRY | op::REQUEST_SENSE)
 }
 
 /// Commands that a device answers whose backing store is closed.
@@ -552,6 +655,10 @@ fn works_without_medium(cmd: &Cmd) -> bool {
         | op::MODE_SENSE_10
         | op::READ_CAPACITY
         | op::REQUEST_SENSE
+        | op::MODE_SELECT
+        | op::MODE_SELECT_10
+        | op::READ_BUFFER
+        | op::WRITE_BUFFER
         | op::LOG_SELECT
         | op::LOG_SENSE
         | op::SEND_DIAGNOSTIC

@@ -1,4 +1,4 @@
-//! Commands that may sleep: durable writes, VERIFY, WRITE AND VERIFY, WRITE SAME, UNMAP.
+//! Commands that may sleep: durable writes, VERIFY, WRITE AND VERIFY, WRITE SAME, UNMAP, ORWRITE.
 //!
 //! They work in steps of bounded memory, and look between steps whether task management wants the command gone.
 //!
@@ -21,6 +21,9 @@ const WRITE_SAME_STEP: usize = 128 * 1024;
 /// Bytes unmapped at a time, so that an abort need not wait for a whole device.
 const UNMAP_STEP: u64 = 64 * 1024 * 1024;
 
+/// Bytes read and written at a time by ORWRITE.
+const OR_WRITE_STEP: usize = 256 * 1024;
+
 const ANCHOR: u8 = 0x10;
 const UNMAP_BIT: u8 = 0x08;
 const PBDATA_LBDATA: u8 = 0x06;
@@ -33,6 +36,8 @@ pub(super) struct Medium<'a> {
     pub(super) thin_provisioned: bool,
     pub(super) max_write_same_len: u64,
     pub(super) unmap_max_lba_cnt: u32,
+    /// What is written has to be durable when the command ends.
+    pub(super) durable: bool,
     /// A flush has to come before data can be verified.
     pub(super) needs_flush: bool,
     /// Whether task management wants the command gone.
@@ -102,11 +107,48 @@ impl Medium<'_> {
             return Err(sense::PARAMETER_LIST_LENGTH_INVALID.into());
         }
         if unmap && self.discard(pos, len)? {
-            return Ok(());
+            return self.settle();
         }
         // The host cannot unmap, or was not asked to: the data is written.
         // DIFFERS: SCST answers GOOD and leaves the blocks as they are when the file system has no holes.
         self.write_pattern(pos, len, data)
+    }
+
+    /// Makes what was done without data durable, on a device that promises it.
+    fn settle(&self) -> Result<(), Outcome> {
+        if self.durable {
+            self.store.flush().map_err(write_outcome)?;
+        }
+        Ok(())
+    }
+
+    /// ORWRITE(16): sets the bits of `data` on the medium. No other command runs meanwhile.
+    pub(super) fn or_write(&self, pos: u64, data: &SGTable, fua: bool) -> Result<(), Outcome> {
+        let len = data.len();
+        let step = len.min(OR_WRITE_STEP);
+        let mut buf = SGTable::alloc(step).map_err(write_outcome)?;
+        let (mut medium, mut bits) = (vec![0u8; step], vec![0u8; step]);
+        let mut done = 0usize;
+        while done < len && !(self.aborted)() {
+            let n = step.min(len.saturating_sub(done));
+            let at = pos.saturating_add(to_u64(done));
+            self.store.read(at, &mut buf, n).map_err(read_outcome)?;
+            let copied = (|| {
+                let (medium, bits) = (medium.get_mut(..n)?, bits.get_mut(..n)?);
+                buf.copy_to_slice(0, medium).ok()?;
+                data.copy_to_slice(done, bits).ok()?;
+                for (m, b) in medium.iter_mut().zip(bits) {
+                    *m |= *b;
+                }
+                buf.copy_from_slice(0, medium).ok()
+            })();
+            copied.ok_or(sense::INTERNAL_FAILURE)?;
+            self.store
+                .write(at, &mut buf, n, self.durable || fua)
+                .map_err(write_outcome)?;
+            done = done.saturating_add(n);
+        }
+        Ok(())
     }
 
     /// Bytes of a logical block.
@@ -130,7 +172,7 @@ impl Medium<'_> {
         }
         if pattern.iter().all(|b| *b == 0) {
             match self.store.zero(pos, len) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return self.settle(),
                 Err(code::EOPNOTSUPP) => {}
                 Err(e) => return Err(write_outcome(e)),
             }
@@ -150,7 +192,7 @@ impl Medium<'_> {
             let n = step.min(usize::try_from(len.saturating_sub(done)).unwrap_or(step));
             let at = pos.saturating_add(done);
             self.store
-                .write(at, &mut buf, n, false)
+                .write(at, &mut buf, n, self.durable)
                 .map_err(write_outcome)?;
             done = done.saturating_add(to_u64(n));
         }
@@ -179,7 +221,10 @@ impl Medium<'_> {
         for r in &ranges {
             self.unmap_range(r)?;
         }
-        Ok(())
+        if ranges.is_empty() {
+            return Ok(());
+        }
+        self.settle()
     }
 
     fn unmap_range(&self, r: &Range) -> Result<(), Outcome> {

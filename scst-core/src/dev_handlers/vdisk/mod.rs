@@ -32,16 +32,23 @@
 mod blockio;
 mod breaker;
 mod cdrom;
+mod control;
 mod device;
 mod direct;
 mod fileio;
+mod format;
 mod handler;
 mod ident;
 mod inquiry;
+mod lba_status;
+mod log;
 mod medium;
+mod misc;
 mod mode;
+mod mode_select;
 mod params;
 mod reply;
+mod saved;
 mod store;
 mod unmap;
 

@@ -8,6 +8,7 @@ use super::{Features, Limits};
 use crate::cdb::bytes::{be32_at, be64_at, u8_at};
 use crate::cdb::opcodes as op;
 use crate::consts::{TYPE_DISK, TYPE_ROM};
+use crate::sense;
 
 /// Disable block descriptors.
 const DBD: u8 = 0x08;
@@ -17,6 +18,8 @@ const WP: u8 = 0x80;
 const DPOFUA: u8 = 0x10;
 /// Parameters saveable, in a page's first byte.
 const PS: u8 = 0x80;
+/// PAGE CONTROL of saved values.
+const PC_SAVED: u8 = 3;
 /// Write cache enable, in the caching page.
 const WCE: u8 = 0x04;
 /// Geometry of the format and rigid disk geometry pages.
@@ -99,6 +102,8 @@ pub struct ModeState {
     pub current: ControlBits,
     /// Control page at start.
     pub default: ControlBits,
+    /// Values can be saved.
+    pub can_save: bool,
     /// Control page as saved.
     pub saved: ControlBits,
     /// No volatile write cache, now.
@@ -122,6 +127,9 @@ pub(super) fn mode_sense(
     let short = u8_at(cdb, 0) == op::MODE_SENSE;
     let dev_spec =
         if st.read_only { WP } else { 0 } | if f.type_code == TYPE_ROM { 0 } else { DPOFUA };
+    if pc == PC_SAVED && !st.can_save {
+        return Err(sense::SAVING_PARAMS_UNSUP.into());
+    }
     if u8_at(cdb, 3) != 0 {
         return Err(Fault::cdb(3, None));
     }
@@ -223,7 +231,7 @@ fn geometry_page(st: &ModeState, pc: u8, out: &mut Reply) {
 fn caching_page(f: &Features, st: &ModeState, pc: u8, out: &mut Reply) {
     let wce = |no_cache: bool| if no_cache || f.nv_cache { 0 } else { WCE };
     let mut p = [0u8; 20];
-    p[0] = 0x08 | if f.nv_cache { 0 } else { PS };
+    p[0] = 0x08 | if st.can_save && !f.nv_cache { PS } else { 0 };
     p[1] = 0x12;
     if pc == 1 {
         p[2] = wce(false);
@@ -246,7 +254,7 @@ fn control_page(st: &ModeState, pc: u8, out: &mut Reply) {
         2 => st.default,
         _ => st.saved,
     };
-    out.extend(&[0x0A | PS, 0x0A]);
+    out.extend(&[0x0A | if st.can_save { PS } else { 0 }, 0x0A]);
     out.extend(&bits.bytes());
     out.extend(&[0, 0, 0, 0]);
     // EXTENDED SELF-TEST COMPLETION TIME

@@ -164,6 +164,9 @@ pub struct VdiskParams {
     pub setup_id: u32,
     /// Threads of the device's pool.
     pub threads_num: i32,
+    /// Where state is kept over restarts (`/var/lib/scst`), here saved mode pages below `vdev_mode_pages`; `None`: nothing is
+    /// saved, and MODE SELECT with SP=1 refused. Not a parameter of `add_device`.
+    pub state_dir: Option<PathBuf>,
     /// Identity other than SCST's defaults.
     pub identity: IdentityOverrides,
 }
@@ -241,6 +244,7 @@ impl VdiskParams {
             numa_node_id: -1,
             setup_id: 0,
             threads_num: if file { DEF_NUM_THREADS } else { 1 },
+            state_dir: None,
             identity: IdentityOverrides::default(),
         }
     }
@@ -390,7 +394,7 @@ impl VdiskParams {
 
 /// A number as `kstrtoll(.., 0, ..)` reads it: decimal, `0x` hexadecimal or `0` octal, with an optional sign; here up
 /// to the range of u64.
-fn parse_number(s: &str) -> Option<i128> {
+pub(super) fn parse_number(s: &str) -> Option<i128> {
     let (negative, digits) = match s.as_bytes().first()? {
         b'-' => (true, s.get(1..)?),
         b'+' => (false, s.get(1..)?),

@@ -125,6 +125,32 @@ impl Store {
         }
     }
 
+    /// Whether there is storage at `pos`, and up to where at most `end` that is so. Context: may sleep.
+    pub(super) fn extent(&self, pos: u64, end: u64) -> Result<(bool, u64)> {
+        match self {
+            Self::Closed => Err(code::ENODEV),
+            Self::Null | Self::Block(_) | Self::Cd(_) => Ok((true, end)),
+            Self::File(f) => f.extent(pos, end),
+        }
+    }
+
+    /// Bytes for which there is storage, where that is known. Context: may sleep.
+    pub(super) fn allocated(&self) -> Option<u64> {
+        match self {
+            Self::File(f) => f.allocated().ok(),
+            _ => None,
+        }
+    }
+
+    /// Whether blocks that were unmapped, or never written, read as zeros.
+    pub(super) fn discard_zeroes_data(&self) -> bool {
+        match self {
+            Self::Closed | Self::Null | Self::Cd(_) => false,
+            Self::File(_) => true,
+            Self::Block(b) => b.limits().discard_zeroes_data,
+        }
+    }
+
     /// Makes a range read as zeros without data. `EOPNOTSUPP` when the host cannot. Context: may sleep.
     pub(super) fn zero(&self, pos: u64, len: u64) -> Result {
         match self {
