@@ -69,6 +69,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "N")]
     pub(crate) cpus: Option<String>,
 
+    /// One more LUN, the last: of this size, without memory behind it; reads give zeroes, writes vanish. For measuring
+    #[arg(long, value_name = "SIZE", hide = true)]
+    pub(crate) nullio: Option<String>,
+
     /// How reactors wait for sockets; for tests, and for kernels or containers in which io_uring misbehaves
     #[arg(long, value_enum, default_value_t = Poller::Auto)]
     pub(crate) poller: Poller,

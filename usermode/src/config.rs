@@ -56,6 +56,8 @@ pub(crate) struct LunSpec {
 pub(crate) enum Backing {
     /// Memory that is gone with the process.
     Ram,
+    /// Nothing: reads give zeroes.
+    Null,
     /// A file with this absolute path.
     File(PathBuf),
     /// A host block device with this absolute path.
@@ -88,8 +90,9 @@ impl ServeConfig {
         };
         iqn::check(&iqn)?;
         let cpus = cpus(args.cpus.as_deref())?;
-        if args.luns.len() > MAX_LUNS {
-            bail!("{} LUNs, more than {MAX_LUNS}", args.luns.len());
+        let luns = args.luns.len() + usize::from(args.nullio.is_some());
+        if luns > MAX_LUNS {
+            bail!("{luns} LUNs, more than {MAX_LUNS}");
         }
         let mut planner = Planner {
             size,
@@ -105,6 +108,11 @@ impl ServeConfig {
             planner
                 .lun(n, argument)
                 .with_context(|| argument.to_string_lossy().into_owned())?;
+        }
+        if let Some(text) = &args.nullio {
+            let bytes = size::parse(text).context("--nullio")?;
+            size::check_disk(bytes).context("--nullio")?;
+            planner.add(args.luns.len(), Backing::Null, bytes);
         }
         let config = Self {
             luns: planner.luns,
@@ -172,8 +180,13 @@ impl Planner {
             None if has_slash || self.size.is_some() => self.missing(n, path)?,
             None => (Backing::Ram, ram_size(argument)?),
         };
+        self.add(n, backing, bytes);
+        Ok(())
+    }
+
+    fn add(&mut self, n: usize, backing: Backing, bytes: u64) {
         let identity = match &backing {
-            Backing::Ram => format!("ram {} {n}", self.ram_identity),
+            Backing::Ram | Backing::Null => format!("ram {} {n}", self.ram_identity),
             Backing::File(path) | Backing::BlockDevice(path) => path.to_string_lossy().into_owned(),
         };
         self.luns.push(LunSpec {
@@ -183,7 +196,6 @@ impl Planner {
             read_only: self.read_only,
             serial: serial(&host::machine_id(), &identity),
         });
-        Ok(())
     }
 
     fn existing(&mut self, n: usize, path: &Path, stat: &Stat) -> Result<(Backing, u64)> {
@@ -273,6 +285,7 @@ mod tests {
             iqn: None,
             read_only: false,
             cpus: None,
+            nullio: None,
             poller: Poller::Auto,
         }
     }
@@ -297,6 +310,18 @@ mod tests {
         assert!(config.luns.iter().all(|l| l.backing == Backing::Ram));
         assert_ne!(config.luns[0].serial, config.luns[1].serial);
         assert!((1..=DEFAULT_MAX_CPUS).contains(&config.cpus));
+    }
+
+    #[test]
+    fn nullio_comes_last() {
+        let mut a = args(&["1G"]);
+        a.nullio = Some("2G".into());
+        let (config, _) = ServeConfig::check(&a).unwrap();
+        let last = config.luns.last().unwrap();
+        assert_eq!((&last.backing, last.bytes), (&Backing::Null, 2 << 30));
+        assert_eq!(last.name, "disk1");
+        a.nullio = Some("1000".into());
+        assert!(error(&a).starts_with("--nullio"));
     }
 
     #[test]

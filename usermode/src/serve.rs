@@ -68,6 +68,7 @@ fn ready(config: &ServeConfig, server: &Server) {
 fn describe(lun: &LunSpec) -> String {
     let what = match &lun.backing {
         Backing::Ram => "RAM disk".to_owned(),
+        Backing::Null => "nothing".to_owned(),
         Backing::File(path) => format!("file {}", path.display()),
         Backing::BlockDevice(path) => format!("block device {}", path.display()),
     };

@@ -129,13 +129,17 @@ impl Server {
                     .with_context(|| format!("RAM disk of {} bytes", spec.bytes))?;
                 let path = disk.path().into();
                 self.ram.push(disk);
-                (VdiskKind::Blockio, path)
+                (VdiskKind::Blockio, Some(path))
             }
-            Backing::File(path) => (VdiskKind::Fileio, path.clone()),
-            Backing::BlockDevice(path) => (VdiskKind::Blockio, path.clone()),
+            Backing::Null => (VdiskKind::Nullio, None),
+            Backing::File(path) => (VdiskKind::Fileio, Some(path.clone())),
+            Backing::BlockDevice(path) => (VdiskKind::Blockio, Some(path.clone())),
         };
         let mut params = VdiskParams::new(kind);
-        params.filename = Some(path);
+        params.filename = path;
+        if spec.backing == Backing::Null {
+            params.size = Some(spec.bytes);
+        }
         params.read_only = spec.read_only;
         params.rotational = Some(false);
         params.thin_provisioned = Some(!spec.read_only);

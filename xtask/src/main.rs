@@ -1,9 +1,11 @@
-//! House tasks: `cargo xtask ci`, `cargo xtask tidy`, `cargo xtask nightly`, `cargo xtask prepush`.
+//! House tasks: `cargo xtask ci`, `cargo xtask tidy`, `cargo xtask nightly`, `cargo xtask prepush`,
+//! `cargo xtask bench`.
 //!
 //! `ci` is what `.ci/run` calls after it has installed the tools; `tidy` is the house checks alone;
 //! `nightly` is the second test tier: the same tests with larger numbers.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod lex;
 mod nightly;
 mod sh;
@@ -18,7 +20,8 @@ const USAGE: &str = "usage: cargo xtask <task>
   ci               fmt, clippy, rustdoc (warnings are errors), tidy, tests
   prepush          the same without the integration tests
   tidy [--bless]   house checks; --bless rewrites docs/unsafe.tsv from the tree
-  nightly [PART..] second test tier; parts: torn props loom kill conformance image (default: all)";
+  nightly [PART..] second test tier; parts: torn props loom kill conformance image (default: all)
+  bench [OPTION..] measure against the floor and peers; `bench --help` tells more";
 
 fn main() -> ExitCode {
     match run(&std::env::args().skip(1).collect::<Vec<_>>()) {
@@ -38,6 +41,7 @@ fn run(args: &[String]) -> Result<()> {
         ["tidy"] => tidy::check(tidy::Ledger::Check),
         ["tidy", "--bless"] => tidy::check(tidy::Ledger::Rewrite),
         ["nightly", parts @ ..] => nightly::run(parts),
+        ["bench", options @ ..] => bench::run(options),
         [] | ["help" | "-h" | "--help"] => {
             println!("{USAGE}");
             Ok(())
