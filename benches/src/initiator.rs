@@ -155,6 +155,9 @@ impl Conn {
                     "FirstBurstLength" => self.params.first_burst = number,
                     "ImmediateData" => self.params.immediate = v == "Yes",
                     "InitialR2T" => self.params.initial_r2t = v == "Yes",
+                    "HeaderDigest" | "DataDigest" => {
+                        ensure!(v == digest, "{k}={v} instead of {digest}");
+                    }
                     _ => {}
                 }
             }

@@ -73,6 +73,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "SIZE", hide = true)]
     pub(crate) nullio: Option<String>,
 
+    /// Let initiators have header and data digests. For measuring
+    #[arg(long, hide = true)]
+    pub(crate) digests: bool,
+
     /// How reactors wait for sockets; for tests, and for kernels or containers in which io_uring misbehaves
     #[arg(long, value_enum, default_value_t = Poller::Auto)]
     pub(crate) poller: Poller,

@@ -33,6 +33,8 @@ pub(crate) struct ServeConfig {
     pub(crate) cpus: usize,
     /// How reactors wait.
     pub(crate) poller: Poller,
+    /// CRC32C is among the digests that the target has.
+    pub(crate) digests: bool,
 }
 
 /// One LUN.
@@ -120,6 +122,7 @@ impl ServeConfig {
             iqn,
             cpus,
             poller: args.poller,
+            digests: args.digests,
         };
         Ok((config, planner.to_create))
     }
@@ -286,6 +289,7 @@ mod tests {
             read_only: false,
             cpus: None,
             nullio: None,
+            digests: false,
             poller: Poller::Auto,
         }
     }

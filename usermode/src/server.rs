@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context as _, Result, bail};
 use backstores::ram::{RamConfig, RamDisk};
 use iscsi_scst::driver::IscsiDriver;
-use iscsi_scst::param::{KeyValues, SessionKey, TgtParams};
+use iscsi_scst::param::{DIGEST_CRC32C, DIGEST_NONE, KeyValues, SessionKey, TgtParams};
 use iscsi_scst::target::IscsiTarget;
 use kshim::reactor::{PollerKind, Reactor, ReactorConfig};
 use scst_core::core::{Core, CoreParams, LunParams};
@@ -84,6 +84,11 @@ impl Server {
     fn configure(&mut self, config: &ServeConfig) -> Result<()> {
         let mut keys = KeyValues::default();
         keys.set(SessionKey::FirstBurstLength, SERVE_FIRST_BURST_LENGTH);
+        if config.digests {
+            for key in [SessionKey::HeaderDigest, SessionKey::DataDigest] {
+                keys.set(key, DIGEST_NONE | DIGEST_CRC32C);
+            }
+        }
         let params = TgtParams {
             queued_commands: SERVE_QUEUED_COMMANDS,
             ..TgtParams::default()
@@ -142,7 +147,7 @@ impl Server {
         }
         params.read_only = spec.read_only;
         params.rotational = Some(false);
-        params.thin_provisioned = Some(!spec.read_only);
+        params.thin_provisioned = Some(!spec.read_only && spec.backing != Backing::Null);
         let serial = format!("{:016x}", spec.serial);
         params.identity = IdentityOverrides {
             t10_dev_id: Some(format!("{serial}-{}", spec.name)),

@@ -287,7 +287,7 @@ impl std::fmt::Display for Run {
 }
 
 /// One run of the load generator with `args` against `target`.
-pub(super) fn one(o: &Options, bins: &Bins, target: &Target, args: &[&str]) -> Result<Run> {
+fn one(o: &Options, bins: &Bins, target: &Target, args: &[&str]) -> Result<Run> {
     let _nice = Nice::of(target.pid, o.nice);
     let load = bins.path("scst-load");
     let pin = CLIENT_CPU.to_string();

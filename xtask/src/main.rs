@@ -54,7 +54,9 @@ fn run(args: &[String]) -> Result<()> {
 fn ci() -> Result<()> {
     house()?;
     // The README's test command, word for word.
-    sh::step("tests", &["cargo", "test", "--workspace"], &[])
+    sh::step("tests", &["cargo", "test", "--workspace"], &[])?;
+    bench::instructions_for_information();
+    Ok(())
 }
 
 fn prepush() -> Result<()> {

@@ -171,9 +171,9 @@ pub(super) fn run(o: &Options, bins: &Bins) -> Result<()> {
 fn serve(bins: &Bins, luns: usize, reactors: usize) -> Result<(Proc, Target)> {
     let exe = bins.path("scstd");
     let (count, size) = (reactors.to_string(), if luns == 1 { "256M" } else { "4M" });
-    let mut argv = vec![exe.as_str(), "-q", "serve"];
+    let mut argv = vec![exe.as_str(), "-qq", "serve"];
     argv.extend(std::iter::repeat_n(size, luns));
-    argv.extend(["--portal", "127.0.0.1:0", "--cpus", &count]);
+    argv.extend(["--digests", "--portal", "127.0.0.1:0", "--cpus", &count]);
     let argv: Vec<String> = argv.iter().map(|s| (*s).to_owned()).collect();
     // Several reactors may use every CPU.
     let cpus: &[usize] = if reactors == 1 { &[TARGET_CPU] } else { &[] };

@@ -124,7 +124,7 @@ impl Targets {
         );
         let base = [
             &exe,
-            "-q",
+            "-qq",
             "serve",
             &ram,
             &file,
