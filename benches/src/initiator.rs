@@ -293,7 +293,7 @@ impl Conn {
     /// The next header, if it is here (and all of its PDU unless it is a Data-In): consumes it and leaves its data to
     /// be skipped.
     #[inline]
-    pub fn next(&mut self) -> Option<Header> {
+    pub fn next_pdu(&mut self) -> Option<Header> {
         if self.skip > 0 {
             let k = self.skip.min((self.have - self.at) as u64);
             self.at += k as usize;

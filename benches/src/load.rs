@@ -283,7 +283,7 @@ impl Load {
 
     /// Handles what session `n` received, keeps its queue full.
     fn turn(&mut self, n: usize, now: Instant) -> Result<()> {
-        while let Some(h) = self.sessions[n].conn.next() {
+        while let Some(h) = self.sessions[n].conn.next_pdu() {
             self.handle(n, &h, now)?;
         }
         if !self.ending {

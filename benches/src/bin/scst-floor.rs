@@ -54,7 +54,7 @@ fn main() -> Result<()> {
     let cli = Cli::parse();
     let listener = TcpListener::bind(("127.0.0.1", cli.port)).context("cannot listen")?;
     let port = listener.local_addr()?.port();
-    let mut image: Vec<u8> = (0..cli.mib << 20).map(|n| (n * 31 >> 3) as u8).collect();
+    let mut image: Vec<u8> = (0..cli.mib << 20).map(|n| ((n * 31) >> 3) as u8).collect();
     println!("ready iscsi://127.0.0.1:{port}/iqn.2026-01.io.scst-usermode:floor/0");
     std::io::stdout().flush()?;
     loop {

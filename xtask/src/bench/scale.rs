@@ -186,6 +186,28 @@ fn serve(bins: &Bins, luns: usize, reactors: usize) -> Result<(Proc, Target)> {
     Ok((server, target))
 }
 
+/// Writes every block that the loads below touch, as never written memory is no measure.
+fn fill(bins: &Bins, target: &Target, luns: usize) -> Result<()> {
+    let (load, luns) = (bins.path("scst-load"), luns.to_string());
+    let argv = [
+        &load,
+        &target.url,
+        "-w",
+        "write",
+        "-b",
+        "16384",
+        "-q",
+        "32",
+        "--region",
+        "4194304",
+        "--luns",
+        &luns,
+        "-t",
+        "0.5",
+    ];
+    sh::output(&argv).map(drop)
+}
+
 impl Pair {
     fn measure(&self, o: &Options, bins: &Bins) -> Result<String> {
         let [a, b] = &self.sides;
@@ -193,6 +215,9 @@ impl Pair {
             serve(bins, a.luns, a.reactors)?,
             serve(bins, b.luns, b.reactors)?,
         ];
+        for (side, server) in self.sides.iter().zip(&servers) {
+            fill(bins, &server.1, side.luns)?;
+        }
         let secs = o.secs.to_string();
         let mut iops = [Vec::new(), Vec::new()];
         let mut cpu = [Vec::new(), Vec::new()];
@@ -227,11 +252,14 @@ impl Pair {
 fn mixed(o: &Options, bins: &Bins) -> Result<String> {
     let (server, target) = serve(bins, 1, 1)?;
     let secs = o.secs.to_string();
-    let args = ["-w", "mixed", "-b", "16384", "-q", "32", "-t", &secs];
+    fill(bins, &target, 1)?;
+    let args = [
+        "-w", "mixed", "-b", "16384", "-q", "32", "--region", "4194304", "-t", &secs,
+    ];
     let run = one(o, bins, &target, &args)?;
     server.stop();
     Ok(format!(
-        "Mixed, 70 % reads, 16 KiB, QD 32, RAM: {:.0} MB/s, {run}.",
+        "Mixed, 70 % reads, 16 KiB, QD 32, 4 MiB of RAM: {:.0} MB/s, {run}.",
         run.mbps
     ))
 }
