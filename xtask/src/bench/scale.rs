@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result};
 use super::procs::{self, Proc};
 use super::targets::{Target, start_server};
 use super::{Bins, Options, TARGET_CPU, one, report};
+use crate::sh;
 
 /// Numbers of idle sessions.
 const IDLE: [u32; 4] = [1, 10, 100, 1000];
