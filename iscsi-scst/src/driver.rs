@@ -2,7 +2,9 @@
 //!
 //! C source: `iscsi-scst/kernel/config.c`, `iscsi-scst/usr/iscsi_scstd.c`
 
+use crate::accounts::Accounts;
 use crate::conn::{CloseReason, Conn, ConnMsg, ConnShared, NewSession};
+use crate::login::auth::Authenticator;
 use crate::login::{
     DiscoveredTarget, LoginEnv, LoginResult, MAX_HALF_OPEN_LOGINS, ServiceState, SessionState,
     TargetInfo,
@@ -46,6 +48,7 @@ pub struct IscsiDriver {
     /// Connections that exist, and whoever waits for none.
     conn_count: AtomicUsize,
     half_open: AtomicUsize,
+    discovery_accounts: SpinLock<Arc<Accounts>>,
     next_id: AtomicU64,
     stopping: AtomicBool,
     idle: Completion,
@@ -93,6 +96,7 @@ impl IscsiDriver {
             conns: SpinLock::new(Vec::new()),
             conn_count: AtomicUsize::new(0),
             half_open: AtomicUsize::new(0),
+            discovery_accounts: SpinLock::new(Arc::default()),
             next_id: AtomicU64::new(1),
             stopping: AtomicBool::new(false),
             idle: Completion::new(),
@@ -126,6 +130,11 @@ impl IscsiDriver {
     /// The targets.
     pub fn targets(&self) -> Vec<Arc<IscsiTarget>> {
         self.targets.lock().clone()
+    }
+
+    /// Replaces the accounts that discovery sessions have to authenticate against; none by default.
+    pub fn set_discovery_accounts(&self, accounts: Accounts) {
+        *self.discovery_accounts.lock() = Arc::new(accounts);
     }
 
     /// Listens on a portal and answers the address, with the port that was chosen if `addr` has port 0. Errors: those
@@ -406,6 +415,14 @@ pub(crate) struct Env<'a> {
 }
 
 impl Env<'_> {
+    /// The accounts of a target, or of discovery.
+    fn accounts(&self, target: Option<&Arc<IscsiTarget>>) -> Arc<Accounts> {
+        match target {
+            Some(target) => target.accounts(),
+            None => Arc::clone(&self.driver.discovery_accounts.lock()),
+        }
+    }
+
     fn portals_of(&self) -> Vec<SocketAddr> {
         let mut portals = vec![self.local];
         let same_family = |a: &SocketAddr| a.is_ipv4() == self.local.is_ipv4();
@@ -463,6 +480,20 @@ impl LoginEnv for Env<'_> {
                 has_connection,
             },
         }
+    }
+
+    fn requires_auth(&self, target: Option<&Self::Target>) -> bool {
+        self.accounts(target).requires_auth()
+    }
+
+    fn start_chap(
+        &self,
+        target: Option<&Self::Target>,
+        _initiator: &str,
+    ) -> Option<Box<dyn Authenticator>> {
+        let chap = self.accounts(target).start_chap();
+        let chap = chap.inspect_err(|e| pr_err_ratelimited!("No randomness for CHAP: {e}"));
+        Some(Box::new(chap.ok()?))
     }
 
     fn list_targets(&self, name: Option<&str>, _initiator: &str) -> Vec<DiscoveredTarget> {

@@ -14,6 +14,7 @@
     reason = "identifiers that zerocopy's derives make; the lint has crate scope only"
 )]
 
+pub mod accounts;
 mod conn;
 mod data_out;
 pub mod driver;

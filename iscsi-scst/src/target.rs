@@ -2,6 +2,7 @@
 //!
 //! C source: `iscsi-scst/kernel/target.c`, `session.c`, `iscsi-scst/usr/target.c`
 
+use crate::accounts::Accounts;
 use crate::conn::{CloseReason, ConnMsg, ConnShared};
 use crate::login::LoginResult;
 use crate::param::{KeyValues, TgtParams};
@@ -33,6 +34,7 @@ pub struct IscsiTarget {
     alias: Option<String>,
     keys: SpinLock<KeyValues>,
     params: SpinLock<TgtParams>,
+    accounts: SpinLock<Arc<Accounts>>,
     sessions: SpinLock<Sessions>,
 }
 
@@ -80,6 +82,7 @@ impl IscsiTarget {
             alias,
             keys: SpinLock::new(keys),
             params: SpinLock::new(params),
+            accounts: SpinLock::new(Arc::default()),
             sessions: SpinLock::new(Sessions::default()),
         }
     }
@@ -107,6 +110,18 @@ impl IscsiTarget {
     /// Parameters that are not negotiated.
     pub fn params(&self) -> TgtParams {
         self.params.lock().clone()
+    }
+
+    /// The accounts that logins have to authenticate against; none by default.
+    pub fn accounts(&self) -> Arc<Accounts> {
+        Arc::clone(&self.accounts.lock())
+    }
+
+    /// Replaces the accounts. Sessions that exist live on.
+    #[doc(alias = "IncomingUser")]
+    #[doc(alias = "OutgoingUser")]
+    pub fn set_accounts(&self, accounts: Accounts) {
+        *self.accounts.lock() = Arc::new(accounts);
     }
 
     /// Number of sessions, including those that are being set up or torn down.

@@ -65,6 +65,11 @@ pub(crate) struct ServeArgs {
     #[arg(long)]
     pub(crate) read_only: bool,
 
+    /// Initiators must authenticate themselves by CHAP, for discovery too. The secret (at least 12 bytes) is the first
+    /// line of FILE, or of the standard input if FILE is "-"
+    #[arg(long, value_name = "USER:@FILE")]
+    pub(crate) chap: Option<String>,
+
     /// Number of reactor threads [default: one per CPU, at most 4]
     #[arg(long, value_name = "N")]
     pub(crate) cpus: Option<String>,

@@ -6,12 +6,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use iscsi_scst::accounts::Accounts;
 use kshim::error::code;
 use kshim::fs::{self, File, FileKind, OpenOptions, Stat};
 use kshim::host;
 
 use crate::cli::{Poller, ServeArgs};
-use crate::{iqn, size};
+use crate::{chap, iqn, size};
 
 /// Most reactors that can be asked for.
 const MAX_CPUS: usize = 64;
@@ -35,6 +36,8 @@ pub(crate) struct ServeConfig {
     pub(crate) poller: Poller,
     /// CRC32C is among the digests that the target has.
     pub(crate) digests: bool,
+    /// Who may log in; anyone if nobody is named.
+    pub(crate) accounts: Accounts,
 }
 
 /// One LUN.
@@ -123,6 +126,10 @@ impl ServeConfig {
             cpus,
             poller: args.poller,
             digests: args.digests,
+            accounts: args
+                .chap
+                .as_deref()
+                .map_or(Ok(Accounts::default()), chap::accounts)?,
         };
         Ok((config, planner.to_create))
     }
@@ -290,6 +297,7 @@ mod tests {
             cpus: None,
             nullio: None,
             digests: false,
+            chap: None,
             poller: Poller::Auto,
         }
     }

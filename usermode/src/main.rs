@@ -7,6 +7,7 @@
 //! else; nothing is created before all of it was found right.
 #![forbid(unsafe_code)]
 
+mod chap;
 mod cli;
 mod config;
 mod iqn;

@@ -94,6 +94,8 @@ impl Server {
             ..TgtParams::default()
         };
         let target = self.driver.add_target(&config.iqn, None, keys, params)?;
+        target.set_accounts(config.accounts.clone());
+        self.driver.set_discovery_accounts(config.accounts.clone());
         for (lun, spec) in (0..).zip(&config.luns) {
             self.add_lun(&target, lun, spec)
                 .with_context(|| format!("LUN {lun}"))?;

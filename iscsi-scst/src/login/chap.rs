@@ -15,6 +15,7 @@
 
 use super::auth::{AuthStep, Authenticator};
 use crate::text::{self, TextBuf, TextError, TextFull};
+use subtle::ConstantTimeEq as _;
 
 /// Fewest bytes of a challenge that we send.
 const CHALLENGE_MIN: usize = 25;
@@ -165,7 +166,7 @@ impl<H: ChapHost> Chap<H> {
         if response.len() > expected.len() {
             return Err(AuthStep::InitiatorError);
         }
-        if !equal(&response, &expected) {
+        if !bool::from(response.ct_eq(&expected)) {
             return Err(AuthStep::Failed);
         }
         self.respond(request, answer, algorithm, &challenge)?;
@@ -227,15 +228,6 @@ impl From<TextFull> for AuthStep {
 
 fn find<'a>(request: &'a [u8], key: &str) -> Result<&'a str, AuthStep> {
     text::find(request, key)?.ok_or(AuthStep::InitiatorError)
-}
-
-/// Whether two byte strings are equal, in a time that tells nothing about where they differ.
-fn equal(a: &[u8], b: &[u8]) -> bool {
-    let difference = a
-        .iter()
-        .zip(b)
-        .fold(0, |difference, (a, b)| difference | (a ^ b));
-    a.len() == b.len() && std::hint::black_box(difference) == 0
 }
 
 #[doc(alias = "chap_check_encoding_format")]
