@@ -475,7 +475,7 @@ impl Conn {
         let params = ffp.target.params();
         let timeout = Delta::from_secs(i64::from(params.nop_in_timeout));
         if let Some((_, sent)) = self.ping {
-            // A peer whose bytes still come is there, and one that is not listened to cannot answer.
+            // DIFFERS: SCST closes. A peer whose bytes still come is there, and one that is not listened to cannot answer.
             if !self.rx_must_wait() && self.last_rx <= sent {
                 self.close(cx, CloseReason::Timeout("NOP-In not answered"));
                 return;

@@ -19,7 +19,7 @@ use std::collections::{HashMap, VecDeque};
 /// Data buffers up to this length are allocated in one piece when the command arrives.
 pub(crate) const SMALL_WRITE: u32 = 1 << 20;
 
-/// Write data that one connection may have in memory on its way, not counting what commands carry unasked. One
+/// DIFFERS: SCST has no such limit. Write data that one connection may have in memory on its way, not counting what commands carry unasked. One
 /// command of any length is always let in.
 pub(crate) const WRITE_SHARE: u64 = 128 << 20;
 
@@ -114,6 +114,8 @@ impl Burst {
     }
 
     /// Takes `len` bytes at `offset` off what is still to come.
+    ///
+    /// DIFFERS: SCST counts lengths only, so that overlapping PDUs leave holes with old memory in them.
     fn claim(&mut self, offset: u32, len: u32, in_order: bool) -> Result<(), DataError> {
         let end = offset.checked_add(len).ok_or(DataError::WrongAmount)?;
         let filled = self.filled_to();

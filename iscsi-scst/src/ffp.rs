@@ -33,7 +33,8 @@ use std::sync::Arc;
 /// Finished commands kept for reuse when the connection is quiet; above it they are dropped.
 const CMD_CACHE_MIN: usize = 8;
 
-/// Immediate requests (NOP-Out, task management, commands) under way beyond which more are rejected.
+/// Immediate requests (task management, commands) under way beyond which more are rejected. DIFFERS: SCST takes any
+/// number.
 pub(crate) const MAX_IMMEDIATE: u32 = 64;
 
 /// Bit of a command's `tgt_priv`: it takes a place of the command window.

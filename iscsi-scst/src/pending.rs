@@ -14,7 +14,7 @@ use kshim::error::Result;
 use kshim::page::{RxChunk, RxSlice};
 use std::collections::BTreeMap;
 
-/// Bytes of requests ahead of their turn that one connection may have.
+/// Bytes of requests ahead of their turn that one connection may have. DIFFERS: SCST has no such limit.
 pub(crate) const PENDING_MAX: usize = 4 << 20;
 
 /// A whole PDU.

@@ -64,7 +64,8 @@ impl Ffp {
         }
         let sn = bhs.cmd_sn();
         if sn != self.exp_cmd_sn || self.is_window_closed() {
-            // Outside the window: dropped without a word (RFC 7143 4.2.2.1). Inside: kept for its turn.
+            // Outside the window: dropped without a word (RFC 7143 4.2.2.1; DIFFERS: SCST takes the next one also when
+            // the window is closed). Inside: kept for its turn.
             if sn.in_window(self.exp_cmd_sn, self.max_cmd_sn()) {
                 let kept = self.pending.insert(sn, pdu);
                 self.close_on_error(kept);

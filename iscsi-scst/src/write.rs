@@ -193,7 +193,7 @@ impl Ffp {
     /// A Data-Out PDU is complete.
     pub(crate) fn end_data_out(&mut self, bhs: &Bhs, pdu: &Accepted, digest_ok: bool) {
         if !digest_ok {
-            // RFC 7143 7.8: the PDU is rejected, and its task ends when the initiator has sent the rest.
+            // DIFFERS: SCST only fails the command. RFC 7143 7.8: the PDU is rejected, and its task ends when the initiator has sent the rest.
             self.reject(bhs, RejectReason::DataDigestError);
             self.fail_wait(pdu.key, DATA_DIGEST_ERROR);
         }

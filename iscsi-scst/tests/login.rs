@@ -388,8 +388,8 @@ fn other_requests_are_rejected_before_login() {
     let server = Server::default();
     for (opcode, reason, closes) in [
         (opcode::LOGIN, 4, false),
-        (opcode::TEXT, 4, false),
-        (opcode::LOGOUT, 4, false),
+        (opcode::TEXT, 4, true),
+        (opcode::LOGOUT, 4, true),
         (opcode::SCSI_CMD, 5, true),
         (opcode::NOP_OUT, 5, true),
         (0x3f, 5, true),

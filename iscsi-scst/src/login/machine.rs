@@ -264,8 +264,11 @@ impl<T: Clone> Login<T> {
         }
         match bhs.request() {
             Request::Login(request) if bhs.is_immediate() => self.login(env, request, data),
-            Request::Login(_) | Request::Text(_) | Request::Logout(_) => {
-                Outcome::go_on(self.reject(bhs, RejectReason::ProtocolError))
+            Request::Login(_) => Outcome::go_on(self.reject(bhs, RejectReason::ProtocolError)),
+            // DIFFERS: SCST rejects these and goes on; RFC 7143 6.3 has the connection end.
+            Request::Text(_) | Request::Logout(_) => {
+                let reject = self.reject(bhs, RejectReason::ProtocolError);
+                self.close(Some(reject))
             }
             _ => {
                 let reject = self.reject(bhs, RejectReason::CommandNotSupported);
