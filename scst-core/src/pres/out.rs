@@ -133,7 +133,7 @@ impl PrOut<'_> {
         }
     }
 
-    /// Checks that an APTPL bit in byte `at` can be honoured.
+    /// Checks that an APTPL bit in byte `at` can be honoured. DIFFERS: SCST says GOOD and forgets the state.
     fn aptpl(&self, at: u16) -> Result<bool, Refusal> {
         let aptpl = flag(u8_at(self.params, usize::from(at)), APTPL);
         if aptpl && !self.can_persist {
@@ -356,6 +356,7 @@ impl Change {
         Ok(())
     }
 
+    /// DIFFERS: SCST has no limits.
     fn add(&mut self, tid: TransportId, port: u16, key: u64) -> Result<RegId, Refusal> {
         if self.state.registrants.len() >= MAX_REGISTRANTS {
             return Err(Refusal::Sense(sense::INSUFFICIENT_REGISTRATION_RESOURCES));

@@ -62,8 +62,9 @@ impl PrState {
 
     /// All keys, of which only whole ones are sent.
     fn read_keys(&self, alloc_len: usize) -> Vec<u8> {
-        let all = self.registrants.len().saturating_mul(size_of::<u64>());
-        let room = alloc_len.saturating_sub(HEADER_LEN) / size_of::<u64>();
+        const KEY_LEN: usize = size_of::<u64>();
+        let all = self.registrants.len().saturating_mul(KEY_LEN);
+        let room = alloc_len.saturating_sub(HEADER_LEN) / KEY_LEN;
         let mut data = self.header(all);
         for reg in self.registrants.iter().take(room) {
             data.extend_from_slice(&reg.key.to_be_bytes());
@@ -100,7 +101,8 @@ impl PrState {
         ]
     }
 
-    /// All descriptors, of which those are sent that leave room behind them, as SCST has it.
+    /// All descriptors, of which those are sent that leave room behind them, as SCST has it. DIFFERS: once one did not
+    /// fit, SCST may write the third behind its buffer.
     fn read_full_status(&self, alloc_len: usize) -> Vec<u8> {
         let mut all: usize = 0;
         let mut descriptors = Vec::new();
