@@ -1,7 +1,7 @@
 //! Persistent reservations (SPC-4 5.13).
 //!
 //! [`PrState`] is the engine: registrations, the reservation, and what each service action does to them. It knows
-//! nexuses by number only; [`crate::reserve`] ties it to devices, and keeps what every command has to check in one
+//! nexuses by number only; the module `reserve` ties it to devices, and keeps what every command has to check in one
 //! word of its nexus. [`PrFile`] keeps the state across power loss.
 //!
 //! # Rules
