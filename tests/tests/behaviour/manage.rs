@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use iscsi_scst::accounts::{AccountError, Accounts, Secret};
+use iscsi_scst::target::IscsiTarget;
 use scst_compare::json::from_hex;
 use scst_compare::{Access, Errno, Manage};
 use scst_core::core::{ConfigError, Core, LunParams};
@@ -18,7 +20,10 @@ const ENOSYS: Errno = 38;
 /// Manages one target of a core.
 pub(crate) struct CoreManage {
     core: Arc<Core>,
+    target: Arc<IscsiTarget>,
     tgt: Arc<Tgt>,
+    /// (IncomingUser or OutgoingUser, name) and secret.
+    accounts: BTreeMap<(String, String), String>,
     data: PathBuf,
     disks: BTreeMap<String, Arc<Vdisk>>,
 }
@@ -35,6 +40,9 @@ enum Change<'a> {
     Medium(&'a str, &'a str),
     /// A null device's size in bytes.
     Size(&'a str, u64),
+    /// IncomingUser or OutgoingUser, name, secret.
+    AddAccount(&'a str, &'a str, &'a str),
+    DelAccount(&'a str, &'a str),
     /// Null devices read as zeros in any case.
     ReadZero,
 }
@@ -53,6 +61,14 @@ impl<'a> Change<'a> {
                 Self::AddLun(device, lun.parse().ok()?)
             }
             (["targets", "iscsi", _, "luns", "mgmt"], "del") => Self::DelLun(rest.parse().ok()?),
+            (["targets", "iscsi", "mgmt"], "add_target_attribute") => {
+                let [_, direction, user, secret] = words(rest)?;
+                Self::AddAccount(direction, user, secret)
+            }
+            (["targets", "iscsi", "mgmt"], "del_target_attribute") => {
+                let [_, direction, user] = words(rest)?;
+                Self::DelAccount(direction, user)
+            }
             (["targets", "iscsi", _, "enabled"], flag) => Self::Enable(flag == "1"),
             (
                 [
@@ -70,6 +86,11 @@ impl<'a> Change<'a> {
     }
 }
 
+/// Words between spaces, if there are `N`.
+fn words<const N: usize>(text: &str) -> Option<[&str; N]> {
+    text.split(' ').collect::<Vec<_>>().try_into().ok()
+}
+
 fn kind(handler: &str) -> Option<VdiskKind> {
     use VdiskKind::{Blockio, Fileio, Nullio, Vcdrom};
     [Blockio, Fileio, Nullio, Vcdrom]
@@ -79,13 +100,19 @@ fn kind(handler: &str) -> Option<VdiskKind> {
 
 impl CoreManage {
     /// For `tgt`; `$DATA` is `data`, where the files of the recording are made.
-    pub(crate) fn new(core: Arc<Core>, tgt: Arc<Tgt>, data: &Path) -> std::io::Result<Self> {
+    pub(crate) fn new(
+        core: Arc<Core>,
+        target: Arc<IscsiTarget>,
+        data: &Path,
+    ) -> std::io::Result<Self> {
         for (name, mib) in [("m0.img", 16), ("m1.img", 8)] {
             std::fs::File::create(data.join(name))?.set_len(mib << 20)?;
         }
         Ok(Self {
             core,
-            tgt,
+            tgt: Arc::clone(target.tgt()),
+            target,
+            accounts: BTreeMap::new(),
             data: data.to_owned(),
             disks: BTreeMap::new(),
         })
@@ -102,6 +129,19 @@ impl CoreManage {
             .register_virtual_device(name, Arc::clone(&disk) as _)
             .map_err(errno)?;
         self.disks.insert(name.to_owned(), disk);
+        Ok(())
+    }
+
+    fn set_accounts(&self) -> Result<(), AccountError> {
+        let mut accounts = Accounts::default();
+        for ((direction, user), secret) in &self.accounts {
+            let secret = Secret::new(secret.as_bytes())?;
+            match direction.as_str() {
+                "OutgoingUser" => accounts.set_outgoing(user, secret)?,
+                _ => accounts.add_incoming(user, secret)?,
+            }
+        }
+        self.target.set_accounts(accounts);
         Ok(())
     }
 
@@ -136,6 +176,16 @@ impl CoreManage {
                 let dev = self.core.device(name).ok_or(EINVAL)?;
                 dev.inquiry_data_changed();
                 Ok(())
+            }
+            Change::AddAccount(direction, user, secret) => {
+                let key = (direction.to_owned(), user.to_owned());
+                self.accounts.insert(key, secret.to_owned());
+                self.set_accounts().map_err(|_| EINVAL)
+            }
+            Change::DelAccount(direction, user) => {
+                let key = (direction.to_owned(), user.to_owned());
+                self.accounts.remove(&key).ok_or(EINVAL)?;
+                self.set_accounts().map_err(|_| EINVAL)
             }
             Change::ReadZero => Ok(()),
             Change::Size(name, bytes) => {

@@ -76,8 +76,8 @@ impl ReferenceServer {
     pub(crate) fn manage(&self) -> Result<CoreManage> {
         let target = self.driver.targets();
         let target = target.first().context("the target")?;
-        let (core, tgt) = (Arc::clone(&self.core), Arc::clone(target.tgt()));
-        Ok(CoreManage::new(core, tgt, self.data.path())?)
+        let (core, target) = (Arc::clone(&self.core), Arc::clone(target));
+        Ok(CoreManage::new(core, target, self.data.path())?)
     }
 
     /// Closes everything, as the server does.
