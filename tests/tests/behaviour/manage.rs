@@ -127,7 +127,7 @@ impl CoreManage {
         let disk = Vdisk::new(name, &params).map_err(|e| e.errno().errno())?;
         self.core
             .register_virtual_device(name, Arc::clone(&disk) as _)
-            .map_err(errno)?;
+            .map_err(|e| errno(&e))?;
         self.disks.insert(name.to_owned(), disk);
         Ok(())
     }
@@ -151,15 +151,15 @@ impl CoreManage {
             Change::AddDevice(kind, text) => self.add_device(kind, text),
             Change::DelDevice(name) => {
                 self.disks.remove(name);
-                self.core.unregister_virtual_device(name).map_err(errno)
+                self.core.unregister_virtual_device(name).map_err(|e| errno(&e))
             }
             Change::AddLun(name, lun) => {
                 let dev = self.core.device(name).ok_or(EINVAL)?;
                 let params = LunParams::default();
                 let added = self.core.add_lun(&self.tgt, acg, &dev, lun, params);
-                added.map_err(errno)
+                added.map_err(|e| errno(&e))
             }
-            Change::DelLun(lun) => self.core.del_lun(&self.tgt, acg, lun).map_err(errno),
+            Change::DelLun(lun) => self.core.del_lun(&self.tgt, acg, lun).map_err(|e| errno(&e)),
             Change::Enable(on) => {
                 self.tgt.enabled.store(on, Ordering::Release);
                 Ok(())
@@ -205,7 +205,7 @@ impl CoreManage {
     }
 }
 
-fn errno(e: ConfigError) -> Errno {
+fn errno(e: &ConfigError) -> Errno {
     match e {
         ConfigError::Host { source, .. } => source.errno(),
         _ => EINVAL,
