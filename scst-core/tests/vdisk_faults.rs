@@ -261,6 +261,8 @@ fn less_data_than_the_cdb_says_writes_only_that() {
     // WRITE SAME needs its block whole.
     let a = rig.write(0, &hex("41000000000000000800"), &[7; 100]);
     assert_eq!(a.sense(), Some(sense::PARAMETER_LIST_LENGTH_INVALID));
+    let a = rig.write(0, &hex("41000000000000000800"), &[7; 1024]);
+    assert_eq!(a.sense(), Some(sense::PARAMETER_LIST_LENGTH_INVALID));
     // An UNMAP list that was cut off is not guessed at.
     let thin = file_disk(dir.path(), &[("thin_provisioned", "1")]).expect("device");
     drop(rig);

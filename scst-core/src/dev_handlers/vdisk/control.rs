@@ -365,23 +365,6 @@ impl Vdisk {
         Ok(changed)
     }
 
-    /// Changes the size of a null device; the initiators are told (2A/09). Context: any.
-    ///
-    /// # Errors
-    /// `EINVAL`: not a null device, or not a multiple of the block size, or 0.
-    #[doc(alias = "vdev_sysfs_process_size_store")]
-    pub fn set_size(&self, bytes: u64, dev: &Device) -> Result {
-        let shift = u32::from(self.block_shift());
-        if self.kind() != VdiskKind::Nullio || bytes == 0 || bytes.trailing_zeros() < shift {
-            return Err(code::EINVAL);
-        }
-        let n = bytes.checked_shr(shift).ok_or(code::EINVAL)?;
-        if self.nblocks.swap(n, Ordering::Relaxed) != n {
-            dev.capacity_data_changed();
-        }
-        Ok(())
-    }
-
     /// Tells all initiators that the thin provisioning soft threshold is reached (38/07). Context: any.
     ///
     /// # Errors

@@ -159,7 +159,7 @@ pub struct Vdisk {
     pub(super) write_through_saved: AtomicBool,
     /// As the parameters say.
     pub(super) write_through_start: bool,
-    pub(super) nblocks: AtomicU64,
+    nblocks: AtomicU64,
     /// Guarded against changes through management; read by INQUIRY only.
     #[doc(alias = "vdisk_serial_rwlock")]
     identity: SpinLock<Identity>,

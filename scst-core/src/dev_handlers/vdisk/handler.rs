@@ -479,7 +479,12 @@ impl Vdisk {
                 }
                 op::WRITE_SAME_10 | op::WRITE_SAME_16 => {
                     let len_off = cmd.info().map_or(0, |i| i.len_off());
-                    medium.write_same(cdb, len_off, pos, len, &mut data)
+                    // DIFFERS: SCST takes more than one block, and leaves the rest.
+                    if cmd.expected_transfer_len() > cmd.bufflen() {
+                        Err(sense::PARAMETER_LIST_LENGTH_INVALID.into())
+                    } else {
+                        medium.write_same(cdb, len_off, pos, len, &mut data)
+                    }
                 }
                 op::UNMAP => medium.unmap(cdb, usize_of(cmd.bufflen()), &data),
                 op::ORWRITE_16 => {
