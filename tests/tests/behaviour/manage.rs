@@ -205,6 +205,11 @@ impl CoreManage {
     }
 }
 
+/// The device whose registrations and reservation are read.
+fn pr_state_of(path: &str) -> Option<&str> {
+    path.strip_prefix("devices/")?.strip_suffix("/pr_state")
+}
+
 fn errno(e: &ConfigError) -> Errno {
     match e {
         ConfigError::Host { source, .. } => source.errno(),
@@ -216,7 +221,8 @@ impl Manage for CoreManage {
     fn can(&self, access: &Access) -> bool {
         match access {
             Access::Write(path, value) => Change::parse(path, value).is_some(),
-            Access::Read(_) | Access::List(_) => false,
+            Access::Read(path) => pr_state_of(path).is_some(),
+            Access::List(_) => false,
         }
     }
 
@@ -227,8 +233,10 @@ impl Manage for CoreManage {
         }
     }
 
-    fn read(&mut self, _path: &str) -> Result<String, Errno> {
-        Err(ENOSYS)
+    fn read(&mut self, path: &str) -> Result<String, Errno> {
+        let name = pr_state_of(path).ok_or(ENOSYS)?;
+        let dev = self.core.device(name).ok_or(EINVAL)?;
+        Ok(dev.pr_state())
     }
 
     fn list(&mut self, _path: &str) -> Result<String, Errno> {
