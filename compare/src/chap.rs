@@ -1,10 +1,10 @@
 //! A login with CHAP, algorithm 5 (RFC 7143 12.1.3).
 
+use md5::{Digest as _, Md5};
 use scst_initiator::session::{Login, LoginReply, TRANSIT, stage};
 use scst_initiator::{LoginError, OpenOptions, Session};
 use std::net::SocketAddr;
 
-use crate::hash::md5;
 use crate::json::{from_hex, to_hex};
 use crate::transcript::Open;
 
@@ -68,7 +68,7 @@ fn exchange(login: &mut Login, flags: u8, keys: &[(&str, &str)]) -> Result<Login
 }
 
 fn answer(id: u8, secret: &str, challenge: &[u8]) -> [u8; 16] {
-    md5(&[&[id], secret.as_bytes(), challenge].concat())
+    Md5::digest([&[id], secret.as_bytes(), challenge].concat()).into()
 }
 
 /// A binary value in the hexadecimal notation of RFC 7143 6.1.

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use crate::hash::sha256;
+use sha2::{Digest as _, Sha256};
+
 use crate::json::{Value, from_hex, to_hex};
 use crate::run::Answers;
 use crate::transcript::{Case, Rules};
@@ -143,7 +144,7 @@ fn same_data(rules: &Rules, expected: &Value, actual: &Value) -> bool {
     };
     if let Some(digest) = e.strip_prefix("sha256:") {
         let bytes = from_hex(a).unwrap_or_default();
-        return digest == format!("{}:{}", bytes.len(), to_hex(&sha256(&bytes)));
+        return digest == format!("{}:{}", bytes.len(), to_hex(&Sha256::digest(&bytes)));
     }
     let (Some(mut e), Some(mut a)) = (from_hex(e), from_hex(a)) else {
         return false;
@@ -287,7 +288,10 @@ mod tests {
             ),
             1
         );
-        let digest = format!(r#"{{"data_in": "sha256:3:{}"}}"#, to_hex(&sha256(b"abc")));
+        let digest = format!(
+            r#"{{"data_in": "sha256:3:{}"}}"#,
+            to_hex(&Sha256::digest(b"abc"))
+        );
         assert_eq!(count(&rules, &digest, r#"{"data_in": "616263"}"#), 0);
         assert_eq!(count(&rules, &digest, r#"{"data_in": "616264"}"#), 1);
     }

@@ -21,7 +21,6 @@
 
 mod chap;
 mod diff;
-mod hash;
 pub mod json;
 mod manage;
 mod run;
