@@ -151,7 +151,9 @@ impl CoreManage {
             Change::AddDevice(kind, text) => self.add_device(kind, text),
             Change::DelDevice(name) => {
                 self.disks.remove(name);
-                self.core.unregister_virtual_device(name).map_err(|e| errno(&e))
+                self.core
+                    .unregister_virtual_device(name)
+                    .map_err(|e| errno(&e))
             }
             Change::AddLun(name, lun) => {
                 let dev = self.core.device(name).ok_or(EINVAL)?;
@@ -159,7 +161,10 @@ impl CoreManage {
                 let added = self.core.add_lun(&self.tgt, acg, &dev, lun, params);
                 added.map_err(|e| errno(&e))
             }
-            Change::DelLun(lun) => self.core.del_lun(&self.tgt, acg, lun).map_err(|e| errno(&e)),
+            Change::DelLun(lun) => self
+                .core
+                .del_lun(&self.tgt, acg, lun)
+                .map_err(|e| errno(&e)),
             Change::Enable(on) => {
                 self.tgt.enabled.store(on, Ordering::Release);
                 Ok(())
