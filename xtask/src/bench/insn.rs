@@ -21,6 +21,8 @@ use crate::sh;
 const LEDGER: &str = "benches/instructions.tsv";
 /// Growth in per cent that is worth a warning.
 const WARN: f64 = 5.0;
+/// The same for commands that change threads: how often a thread must be woken depends on the moment.
+const WARN_THREADS: f64 = 30.0;
 /// Two runs of the same code differ by about this much.
 const SAME: f64 = 1.0;
 
@@ -118,10 +120,10 @@ pub(super) fn run(bins: &Bins, bless: bool) -> Result<()> {
         let was = was.map_or_else(|| "-".to_owned(), |w| format!("{w:.0}"));
         writeln!(table, "| {kind} | {count:.0} | {was} | {told} |")?;
         writeln!(ledger, "{kind}\t{count:.0}")?;
-        if change.is_some_and(|c| c >= WARN) {
+        if change.is_some_and(|c| c >= warn_at(kind)) {
             grown.push(format!("{kind} {told}"));
         }
-        if change.is_some_and(|c| c <= -SAME) && !bless {
+        if change.is_some_and(|c| c <= -SAME - warn_at(kind) + WARN) && !bless {
             println!("instructions: {kind} fell by {told}: record it with --instructions --bless");
         }
     }
@@ -146,6 +148,14 @@ pub(super) fn run(bins: &Bins, bless: bool) -> Result<()> {
         start.elapsed().as_secs_f64()
     );
     Ok(())
+}
+
+fn warn_at(kind: &str) -> f64 {
+    if kind.starts_with("file_w") {
+        WARN_THREADS
+    } else {
+        WARN
+    }
 }
 
 fn recorded() -> BTreeMap<String, f64> {
