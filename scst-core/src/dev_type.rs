@@ -9,6 +9,7 @@ use crate::sense::{self, Sense};
 use crate::tgt_dev::TgtDev;
 use kshim::error::Result;
 use kshim::scatterlist::SGTable;
+use std::any::Any;
 use std::sync::Arc;
 
 /// Where `exec` runs.
@@ -125,6 +126,30 @@ pub trait DevHandler: Send + Sync + 'static {
         _cx: ExecContext,
     ) -> std::result::Result<(), IoFault> {
         Err(sense::INVALID_OPCODE.into())
+    }
+
+    /// VPD page 83h without what depends on the port: by its designators EXTENDED COPY finds the device. Empty for none.
+    /// Context: any.
+    fn device_identification(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Whether the device can be written by nobody. Context: any.
+    #[doc(alias = "dev_rd_only")]
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    /// Makes the beginning of `len` bytes at byte `pos` of this device the same as what is at byte `src_pos` of another
+    /// one (or of the same, where the ranges don't overlap), if it can without moving the data through the
+    /// process. Answers how many bytes were done; the core copies the rest. Context: may sleep.
+    fn ext_copy_remap(&self, _src: &dyn DevHandler, _src_pos: u64, _pos: u64, _len: u64) -> u64 {
+        0
+    }
+
+    /// The handler as what it is, for handlers of the same kind that meet in [`DevHandler::ext_copy_remap`].
+    fn as_any(&self) -> Option<&dyn Any> {
+        None
     }
 
     /// Last look at an executed command. Context: reactor.

@@ -22,6 +22,7 @@ mod caw;
 pub mod cdb;
 pub mod cmd;
 pub mod consts;
+pub mod copy_mgr;
 pub mod core;
 pub mod dev_handlers;
 pub mod dev_type;

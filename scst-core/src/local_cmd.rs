@@ -5,6 +5,7 @@
 
 use crate::cdb::opcodes as op;
 use crate::cmd::Cmd;
+use crate::copy_mgr;
 use crate::lun::{AddrMethod, Lun, report_luns as lun_list_data};
 use crate::pres::{self, exec::PrAbort};
 use crate::reserve;
@@ -46,6 +47,9 @@ pub(crate) fn exec(cmd: &mut Cmd, may_sleep: bool) -> LocalRes {
                 return LocalRes::Aborts(aborts);
             }
         }
+        op::EXTENDED_COPY if cmd.copy.is_some() && !may_sleep => return LocalRes::NeedThread,
+        op::EXTENDED_COPY => copy_mgr::exec(cmd),
+        op::RECEIVE_COPY_RESULTS => copy_mgr::receive_copy_results(cmd),
         _ => return LocalRes::NotLocal,
     }
     LocalRes::Completed

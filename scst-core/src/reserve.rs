@@ -133,6 +133,17 @@ impl Reservations {
         Ok(())
     }
 
+    /// Flags that a command needs which comes from a nexus that has reserved and registered nothing. Context: any.
+    pub(crate) fn needed_by_stranger(&self) -> CdbFlags {
+        let state = self.state.lock();
+        // No nexus has this identity.
+        let mut needed = state.pr.required_flags(NexusId(0));
+        if state.spc2.is_some() {
+            needed |= CdbFlags::REG_RESERVE_ALLOWED;
+        }
+        needed
+    }
+
     /// A nexus begins. Context: any.
     #[doc(alias = "scst_pr_init_tgt_dev")]
     pub(crate) fn attach(&self, t: &Arc<TgtDev>, sess: &Session) {

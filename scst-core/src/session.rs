@@ -4,6 +4,7 @@
 
 use crate::acg::AcgId;
 use crate::cmd::{Cmd, CmdHome, CmdShared, HomeId};
+use crate::copy_mgr::ListIds;
 use crate::core::{Core, InitWait};
 use crate::lun::{AddrMethod, Lun};
 use crate::pres::TransportId;
@@ -82,6 +83,9 @@ pub struct Session {
     pub(crate) init_wait: InitWait,
     /// Names the session as the holder of a reservation; never 0.
     pub(crate) id: u64,
+    /// List identifiers of EXTENDED COPY.
+    #[doc(alias = "sess_cm_list_id_list")]
+    pub(crate) list_ids: Arc<ListIds>,
     /// I/O statistics.
     pub stats: IoStats,
     /// Serialises delivery of unit attentions that all LUNs share.
@@ -119,6 +123,7 @@ impl Session {
             cmds: SpinLock::new(Vec::new()),
             init_wait: InitWait::default(),
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            list_ids: Arc::default(),
             stats: IoStats::new(),
             ua_scope: UaScope::new(),
             tgt_priv,

@@ -13,8 +13,6 @@ use scst_core::dev_handlers::rsoc::NOT_EXECUTED;
 use scst_core::sense;
 
 const CONVERSATIONS: &str = include_str!("data/kernel_scst_vdisk.txt");
-/// RECEIVE COPY RESULTS: known to the core, and not executed yet.
-const RECEIVE_COPY_RESULTS: u8 = 0x84;
 
 /// Command descriptors of a REPORT SUPPORTED OPERATION CODES list.
 fn descriptors(list: &[u8], cdb: &[u8]) -> Vec<Vec<u8>> {
@@ -64,7 +62,7 @@ fn step(rig: &mut Rig, case: &str, line: &str, score: &mut Score) {
         // DIFFERS: GET LBA STATUS is there.
         return;
     }
-    let not_executed = NOT_EXECUTED.contains(&cdb[0]) || cdb[0] == RECEIVE_COPY_RESULTS;
+    let not_executed = NOT_EXECUTED.contains(&cdb[0]);
     let a = rig.send(
         lun.parse().expect("LUN"),
         &cdb,

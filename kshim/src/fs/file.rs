@@ -404,6 +404,34 @@ impl File {
         sys::fallocate(self.as_fd(), sys::Range::Zero, pos, len)
     }
 
+    /// Copies a range of another file to `pos` of this one in the file system, which shares the blocks where it can.
+    /// Answers how many bytes were copied: fewer than `len` at the end of `src`, or as the host likes.
+    ///
+    /// Context: may sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EXDEV`, `EOPNOTSUPP`: not between these files. `EINVAL`: the ranges overlap in one file. Others: those of
+    /// `copy_file_range(2)`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kshim::fs::{File, OpenOptions};
+    /// let dir = tempfile::tempdir().unwrap();
+    /// let open = |name| File::open(dir.path().join(name), &OpenOptions::new().create(true));
+    /// let (a, b) = (open("a").unwrap(), open("b").unwrap());
+    /// a.write_at(b"0123456789", 0).unwrap();
+    /// assert_eq!(b.copy_range(&a, 2, 4, 3).unwrap(), 3);
+    /// let mut buf = [0; 7];
+    /// b.read_at(&mut buf, 0).unwrap();
+    /// assert_eq!(&buf, b"\0\0\0\0234");
+    /// ```
+    #[doc(alias = "vfs_copy_file_range")]
+    pub fn copy_range(&self, src: &File, src_pos: u64, pos: u64, len: u64) -> Result<u64> {
+        sys::copy_range(src.as_fd(), src_pos, self.as_fd(), pos, len)
+    }
+
     /// Allocates the blocks of a range, and extends the file to its end.
     ///
     /// Context: may sleep. Errors: those of `fallocate(2)`.

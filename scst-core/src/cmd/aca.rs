@@ -136,6 +136,7 @@ impl Cmd {
             }
         }
         sess.init_wait.release_aborted();
+        sess.core.copy_mgr.release_aborted();
     }
 
     /// The answer goes out, with its residual.

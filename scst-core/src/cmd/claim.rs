@@ -22,6 +22,7 @@ impl Cmd {
             return match code {
                 op::RESERVE_6 | op::RESERVE_10 => Claim::Reserve,
                 op::UNMAP => self.unmap_claim(),
+                op::EXTENDED_COPY => self.copy.as_ref().map_or(Claim::Nothing, |c| c.claim()),
                 _ => Claim::Nothing,
             };
         }

@@ -4,6 +4,7 @@
 
 use super::{Cmd, CmdState, ExecCx, Next};
 use crate::consts::{SamStatus, TYPE_DISK};
+use crate::copy_mgr;
 use crate::sense;
 use std::sync::Arc;
 
@@ -76,6 +77,9 @@ impl Cmd {
             return Next::Same(self);
         };
         tgt_dev.dev.handler().dev_done(&mut self);
+        if self.copy.is_some() {
+            cx.make_all_ready(copy_mgr::leave_all(&mut self));
+        }
         cx.make_all_ready(tgt_dev.dev.block.leave(&mut self.block_ticket));
         if self.ticket.inc_expected_on_done() {
             cx.make_all_ready(tgt_dev.order.exec_done(&mut self.ticket));

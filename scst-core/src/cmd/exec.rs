@@ -8,6 +8,7 @@ use super::{Cmd, CmdState, ExecCx, ExecRes, Next};
 use crate::blocking::{Class, Enter, Place};
 use crate::cdb::{CdbFlags, opcodes as op};
 use crate::consts::{QueueType, SamStatus};
+use crate::copy_mgr;
 use crate::dev_type::ExecContext;
 use crate::local_cmd::{self, LocalRes};
 use crate::order::CheckSn;
@@ -67,12 +68,17 @@ impl Cmd {
             self.set_abnormal_done_state();
             return Next::Same(self);
         }
-        if !self.block_ticket.is_on_device() {
+        let place = match self.queue_type {
+            QueueType::HeadOfQueue => Place::Head,
+            _ => Place::Tail,
+        };
+        if self.copy.is_some() {
+            match copy_mgr::enter_all(self, place, cx) {
+                Some(cmd) => self = cmd,
+                None => return Next::Stop,
+            }
+        } else if !self.block_ticket.is_on_device() {
             let class = self.block_class();
-            let place = match self.queue_type {
-                QueueType::HeadOfQueue => Place::Head,
-                _ => Place::Tail,
-            };
             match tgt_dev.dev.block.enter(self, class, place) {
                 Enter::Go(cmd) => self = cmd,
                 Enter::Queued { released } => {

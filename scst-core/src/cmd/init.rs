@@ -52,6 +52,7 @@ impl Cmd {
             sgv: SgvHeld::default(),
             ticket: OrderTicket::default(),
             block_ticket: BlockTicket::default(),
+            copy: None,
             marks: CmdMarks::default(),
             tgt_priv: 0,
             dh_priv: None,
@@ -109,10 +110,12 @@ impl Cmd {
             next = match next {
                 Next::Same(cmd) => cmd.step(cx),
                 Next::NeedThread(cmd) => {
-                    let threads = cmd.tgt_dev.as_ref().map_or_else(
-                        || Arc::clone(&cmd.sess.core.main_threads),
-                        |t| Arc::clone(&t.threads),
-                    );
+                    let core = &cmd.sess.core;
+                    let threads = match &cmd.tgt_dev {
+                        _ if cmd.copy.is_some() => Arc::clone(&core.copy_mgr.threads),
+                        Some(t) => Arc::clone(&t.threads),
+                        None => Arc::clone(&core.main_threads),
+                    };
                     match threads.queue_cmd(cmd) {
                         Ok(()) => Next::Stop,
                         Err(cmd) => cmd.no_threads(),

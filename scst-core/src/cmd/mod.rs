@@ -34,6 +34,7 @@ pub use thread::{CmdThreads, ThreadsPoolType};
 use crate::blocking::{BlockTicket, HasBlockTicket};
 use crate::cdb::CdbInfo;
 use crate::consts::{DataDirection, QueueType, SamStatus};
+use crate::copy_mgr::Copy;
 use crate::order::{HasTicket, OrderTicket};
 use crate::overlap::Claim;
 use crate::parking::Abortable;
@@ -140,6 +141,8 @@ pub struct Cmd {
     pub(crate) sgv: SgvHeld,
     pub(crate) ticket: OrderTicket,
     pub(crate) block_ticket: BlockTicket,
+    /// What an EXTENDED COPY is to do.
+    pub(crate) copy: Option<Box<Copy>>,
     pub(crate) marks: CmdMarks,
     /// The transport's own handle of this command.
     pub tgt_priv: u64,

@@ -5,8 +5,9 @@
 
 use super::shared::ABORTED;
 use super::{Cmd, CmdState, ExecCx, Next, RestartStatus};
-use crate::cdb::CdbFlags;
+use crate::cdb::{CdbFlags, opcodes as op};
 use crate::consts::DataDirection;
+use crate::copy_mgr;
 use crate::dev_type::BufAlloc;
 use crate::sense;
 use crate::sgv::{SgvInit, SgvKind};
@@ -265,6 +266,10 @@ impl Cmd {
     /// CmdState::TgtPreExec.
     #[inline]
     pub(super) fn tgt_pre_exec(mut self: Box<Self>) -> Next {
+        if self.cdb_byte(0) == op::EXTENDED_COPY && !copy_mgr::parse(&mut self) {
+            self.set_abnormal_done_state();
+            return Next::Same(self);
+        }
         self.state = CmdState::ExecCheckSn;
         Next::Same(self)
     }

@@ -6,6 +6,7 @@
 use super::shared::{ABORTED, ABORTED_OTHER, DEVICE_TAS, DONE, LIVE, NO_RESP};
 use super::{Cmd, CmdState, ExecCx, Next};
 use crate::consts::SamStatus;
+use crate::copy_mgr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -17,6 +18,9 @@ impl Cmd {
             return self.go_home();
         }
         if let Some(tgt_dev) = self.tgt_dev.clone() {
+            if self.copy.is_some() {
+                cx.make_all_ready(copy_mgr::leave_all(&mut self));
+            }
             cx.make_all_ready(tgt_dev.dev.block.leave(&mut self.block_ticket));
             cx.make_all_ready(tgt_dev.order.finish(&mut self.ticket));
         }
@@ -160,7 +164,8 @@ impl Drop for Cmd {
         kshim::pr_err!("Command dropped without completion: {self:?}");
         self.free_space();
         if let Some(tgt_dev) = self.tgt_dev.take() {
-            let mut released = tgt_dev.dev.block.leave(&mut self.block_ticket);
+            let mut released = copy_mgr::leave_all(self);
+            released.append(tgt_dev.dev.block.leave(&mut self.block_ticket));
             released.append(tgt_dev.order.finish(&mut self.ticket));
             for cmd in released {
                 let _ = cmd.go_home();

@@ -111,6 +111,7 @@ impl Core {
             "Cannot attach device \"{name}\" to its handler"
         )))?;
         config.devices.insert(name.to_owned(), Arc::clone(&dev));
+        self.copy_mgr.on_dev_register(&dev);
         pr_info!("Attached to virtual device {name}");
         Ok(dev)
     }
@@ -132,6 +133,7 @@ impl Core {
             let dev = config.devices.remove(name);
             let dev = dev.ok_or_else(|| ConfigError::NotFound(name.to_owned()))?;
             dev.unregistered.store(true, Ordering::Relaxed);
+            self.copy_mgr.on_dev_unregister(&dev);
             for tgt in &config.tgts {
                 let mut luns = Vec::new();
                 for acg in tgt.acgs.lock().iter_mut() {

@@ -11,6 +11,7 @@ pub use suspend::Suspended;
 
 use crate::cmd::CmdThreads;
 pub use crate::cmd::cmd_done;
+use crate::copy_mgr::CopyManager;
 use crate::device::Device;
 use crate::mgmt::TmThread;
 use crate::session::Session;
@@ -84,6 +85,8 @@ pub struct Core {
     /// Sessions with commands that came while activity was suspended.
     pub(crate) init_sessions: SpinLock<Vec<Arc<Session>>>,
     pub(crate) main_threads: Arc<CmdThreads>,
+    /// EXTENDED COPY.
+    pub(crate) copy_mgr: CopyManager,
     /// Memory of commands' data.
     pub(crate) sgv: Arc<SgvPools>,
     /// The limit for commands that are for no device.
@@ -114,14 +117,16 @@ impl Core {
         let sgv_config = SgvConfig::for_host(kshim::host::total_ram(), cpus);
         let sgv = SgvPools::new(&sgv_config);
         let idle = Delta::from_millis(i64::from(params.pool_idle_ms));
+        let main_threads = CmdThreads::new_main("scstd", params.threads, idle)?;
         let core = Arc::new(Self {
+            copy_mgr: CopyManager::new(&main_threads),
             config: Mutex::new(Config::default()),
             tgt_list: SpinLock::new(Vec::new()),
             suspend: Mutex::new(0),
             cmd_ref: Arc::new(PercpuRef::new(move || on_zero.complete_all())),
             cmd_ref_zero: zero,
             init_sessions: SpinLock::new(Vec::new()),
-            main_threads: CmdThreads::new_main("scstd", params.threads, idle)?,
+            main_threads,
             sgv_no_dev: sgv.device_limit(sgv_config.max_dev_cmd_mem()),
             sgv,
             max_dev_cmd_mem: sgv_config.max_dev_cmd_mem(),
@@ -159,6 +164,7 @@ impl Core {
             t.stop();
         }
         self.tm.stop();
+        self.copy_mgr.threads.stop();
         self.main_threads.stop();
         self.sgv.stop();
     }

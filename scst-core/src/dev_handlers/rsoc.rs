@@ -76,7 +76,7 @@ macro_rules! rows {
 }
 
 /// Commands in [`VDISK`] that neither the core nor a virtual disk executes yet. Whoever adds one takes it out here.
-pub const NOT_EXECUTED: &[u8] = &[op::EXTENDED_COPY];
+pub const NOT_EXECUTED: &[u8] = &[];
 
 /// Commands of a virtual disk without protection information: SCST's in its order, then those that it does not have.
 pub static VDISK: &[OpcodeDescriptor] = rows! {

@@ -95,6 +95,7 @@ fn abort_cmds(
     }
     if n > 0 {
         sess.init_wait.release_aborted();
+        sess.core.copy_mgr.release_aborted();
     }
     n
 }
@@ -142,6 +143,7 @@ fn abort_task(mcmd: &Arc<MgmtCmd>) {
     }
     sess.home.reap(cmd);
     sess.init_wait.release_aborted();
+    sess.core.copy_mgr.release_aborted();
     if let Some(t) = sess.lookup_tgt_dev(lun) {
         unblock_aborted(&t.dev);
         mcmd.notify(&t);

@@ -246,6 +246,25 @@ pub(crate) fn fallocate(fd: BorrowedFd<'_>, what: Range, pos: u64, len: u64) -> 
     retry(|| rustix::fs::fallocate(fd, flags, pos, len))
 }
 
+/// `copy_file_range`, once.
+pub(crate) fn copy_range(
+    src: BorrowedFd<'_>,
+    mut src_pos: u64,
+    dst: BorrowedFd<'_>,
+    mut dst_pos: u64,
+    len: u64,
+) -> Result<u64> {
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
+    loop {
+        let (from, to) = (Some(&mut src_pos), Some(&mut dst_pos));
+        match rustix::fs::copy_file_range(src, from, dst, to, len) {
+            Ok(n) => return Ok(u64::try_from(n).unwrap_or(0)),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
 /// What to look for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Seek {

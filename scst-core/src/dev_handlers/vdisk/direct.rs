@@ -63,6 +63,23 @@ impl Vdisk {
         self.ended("read", pos, r, read_outcome)
     }
 
+    /// [`crate::dev_type::DevHandler::ext_copy_remap`]: between files by the file system, which shares blocks where
+    /// it can.
+    pub(super) fn remap_from(&self, src: &Self, src_pos: u64, pos: u64, len: u64) -> u64 {
+        let (Store::File(from), Store::File(to)) = (&src.store, &self.store) else {
+            return 0;
+        };
+        let fits = |d: &Self, pos: u64| pos.checked_add(len).is_some_and(|e| e <= d.size_bytes());
+        if !fits(src, src_pos) || !fits(self, pos) {
+            return 0;
+        }
+        let copied = to.copy_from(from, src_pos, pos, len).unwrap_or(0);
+        if copied > 0 && self.is_write_through() && to.flush().is_err() {
+            return 0;
+        }
+        copied
+    }
+
     /// [`crate::dev_type::DevHandler::write_blocks`].
     pub(super) fn direct_write(
         &self,

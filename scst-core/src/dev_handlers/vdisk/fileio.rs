@@ -134,6 +134,14 @@ impl FileStore {
         }
     }
 
+    /// Copies a range of another file by the file system; answers how much of it. Context: may sleep.
+    pub(super) fn copy_from(&self, src: &Self, src_pos: u64, pos: u64, len: u64) -> Result<u64> {
+        if self.file.is_direct() || src.file.is_direct() {
+            return Err(code::EOPNOTSUPP);
+        }
+        self.file.copy_range(&src.file, src_pos, pos, len)
+    }
+
     /// Flushes, and fails also for a failure that overlapped or that nobody has heard of.
     pub(super) fn flush(&self) -> Result {
         let before = self.flush_failures.load(Ordering::SeqCst);

@@ -23,6 +23,7 @@ use crate::tgt_dev::TgtDev;
 use kshim::block::{BioOp, ReqFlags};
 use kshim::error::Result;
 use kshim::scatterlist::SGTable;
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -178,6 +179,28 @@ impl DevHandler for Vdisk {
             op::WRITE_10 | op::WRITE_16 | op::WRITE_6 | op::WRITE_12 => self.exec_write(cmd, cx),
             _ => self.exec_other(cmd, cx),
         }
+    }
+
+    fn device_identification(&self) -> Vec<u8> {
+        let mut out = Reply::new();
+        let cdb = [op::INQUIRY, 1, 0x83, 1, 0, 0];
+        match self.inquiry(&PortInfo::default(), &cdb, &mut out) {
+            Ok(()) => out.as_slice().to_vec(),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn as_any(&self) -> Option<&dyn Any> {
+        Some(self)
+    }
+
+    fn ext_copy_remap(&self, src: &dyn DevHandler, src_pos: u64, pos: u64, len: u64) -> u64 {
+        let src = src.as_any().and_then(|d| d.downcast_ref::<Self>());
+        src.map_or(0, |src| self.remap_from(src, src_pos, pos, len))
     }
 
     fn read_blocks(
