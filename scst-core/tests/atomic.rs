@@ -2,7 +2,8 @@
 
 mod mock;
 
-use mock::{CAW, How, Ini, READ, Rig, Spec};
+use mock::{CAW, FORMAT, How, Ini, READ, Rig, Spec};
+use scst_core::consts::DataDirection;
 use scst_core::mgmt::{TmFunction, TmStatus};
 
 const RESERVE: [u8; 6] = [0x16, 0, 0, 0, 0, 0];
@@ -140,4 +141,58 @@ fn who_waits_can_be_aborted() {
     a.close();
     b.close();
     rig.teardown();
+}
+
+/// EXTENDED COPY of a block from the first disk to the second.
+fn copy() -> Spec {
+    let mut list = vec![0, 0, 0, 64, 0, 0, 0, 0, 0, 0, 0, 28, 0, 0, 0, 0];
+    for name in [b"disk0\0\0\0", b"disk1\0\0\0"] {
+        list.extend_from_slice(&[0xE4, 0, 0, 0, 1, 2, 0, 8]);
+        list.extend_from_slice(name);
+        list.extend_from_slice(&[0; 12]);
+        list.extend_from_slice(&[0, 0, 2, 0]);
+    }
+    list.extend_from_slice(&[2, 0, 0, 0x18, 0, 0, 0, 1, 0, 0, 0, 1]);
+    list.extend_from_slice(&[0; 16]);
+    let len = list.len() as u8;
+    let cdb = [0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, len, 0, 0];
+    let mut spec = Spec::new(0, &cdb).expect(DataDirection::Write, u32::from(len));
+    spec.out = list;
+    spec
+}
+
+#[test]
+fn a_copy_waits_for_each_of_its_devices() {
+    for busy in 0..2u64 {
+        for abort in [false, true] {
+            let rig = Rig::new(2);
+            let (mut a, mut b) = (rig.ini("a"), rig.ini("b"));
+            let read = b.send(&Spec::rw(READ, How::Held).lun(busy));
+            rig.disks[busy as usize].wait_began(read);
+            // Waits until the disk is drained, and everybody behind it too.
+            let alone = b.send(&Spec::new(busy, &[FORMAT, 0, 0, 0, 0, 0]));
+            let copy = a.send(&copy());
+            a.pump();
+            assert!(!a.has_ended(copy) && !b.has_ended(alone));
+            if abort {
+                let tm = a.tm(TmFunction::AbortTask, 0, copy);
+                assert_eq!(a.wait_tm(tm), TmStatus::Success);
+                assert!(a.answer(copy).is_none(), "no answer to who aborted it");
+                // It is on no disk any more.
+                let other = b.ask(&Spec::new(1 - busy, &[FORMAT, 0, 0, 0, 0, 0]));
+                assert!(other.is_good());
+            }
+            rig.disks[busy as usize].complete(read);
+            b.wait_all();
+            a.wait_all();
+            if !abort {
+                // The mock cannot read for the core.
+                let sense = a.answer(copy).and_then(|x| x.sense()).expect("sense");
+                assert_eq!(sense.key, scst_core::sense::key::COPY_ABORTED);
+            }
+            a.close();
+            b.close();
+            rig.teardown();
+        }
+    }
 }

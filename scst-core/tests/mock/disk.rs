@@ -295,6 +295,12 @@ impl DevHandler for DiskHandler {
             cmd.set_sense(sense::INVALID_OPCODE);
         }
     }
+    /// An EUI-64 designator made of the name.
+    fn device_identification(&self) -> Vec<u8> {
+        let mut page = vec![0, 0x83, 0, 12, 1, 2, 0, 8];
+        page.extend(self.0.name.bytes().chain(std::iter::repeat(0)).take(8));
+        page
+    }
     fn task_mgmt_fn_received(&self, _mcmd: &MgmtCmd, _tgt_dev: &TgtDev) {
         self.0.tm_received.fetch_add(1, Ordering::Relaxed);
     }
