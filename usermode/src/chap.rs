@@ -4,7 +4,7 @@ use std::io::Read as _;
 
 use anyhow::{Context as _, Result, bail};
 use iscsi_scst::accounts::{Accounts, SECRET_MAX, Secret};
-use kshim::fs::{File, OpenOptions};
+use kshim::fs;
 
 /// The accounts of one such argument.
 ///
@@ -21,7 +21,7 @@ pub(crate) fn accounts(argument: &str) -> Result<Accounts> {
     let text = if file == "-" {
         from_stdin()
     } else {
-        from_file(file)
+        fs::read_head(file, READ_MAX).map_err(Into::into)
     };
     let text = text.with_context(|| format!("--chap: {file}: cannot be read"))?;
     let secret = Secret::new(first_line(&text)).with_context(|| format!("--chap: {file}"))?;
@@ -32,14 +32,6 @@ pub(crate) fn accounts(argument: &str) -> Result<Accounts> {
 
 /// More than a secret can have: enough to see that it is too long.
 const READ_MAX: usize = SECRET_MAX + 3;
-
-fn from_file(path: &str) -> Result<Vec<u8>> {
-    let file = File::open(path, &OpenOptions::new().read_only(true))?;
-    let mut text = vec![0; READ_MAX];
-    let n = file.read_at(&mut text, 0)?;
-    text.truncate(n);
-    Ok(text)
-}
 
 fn from_stdin() -> Result<Vec<u8>> {
     let mut text = Vec::new();

@@ -78,3 +78,32 @@ pub fn read(path: impl AsRef<Path>, limit: usize) -> Result<Vec<u8>> {
     data.truncate(n);
     Ok(data)
 }
+
+/// Reads at most the first `max` bytes of whatever can be read: a file, a pipe (`/dev/fd/N`), a device, a file of `/proc`.
+///
+/// Context: may sleep, with a pipe until its writer is done.
+///
+/// # Errors
+///
+/// Those of opening and reading.
+pub fn read_head(path: impl AsRef<Path>, max: usize) -> Result<Vec<u8>> {
+    sys::read_head(path.as_ref(), max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_head_of_any_kind_of_file_is_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut file.as_file(), b"first\nsecond").unwrap();
+        assert_eq!(read_head(file.path(), 100), Ok(b"first\nsecond".to_vec()));
+        assert_eq!(read_head(file.path(), 5), Ok(b"first".to_vec()));
+        assert_eq!(read_head("/dev/null", 5), Ok(Vec::new()));
+        assert_eq!(read_head("/dev/zero", 3), Ok(vec![0; 3]));
+        assert_eq!(read_head("/proc/self/stat", 1).map(|b| b.len()), Ok(1));
+        assert_eq!(read_head("/no/such/file", 1), Err(code::ENOENT));
+        assert_eq!(read_head("/", 1), Err(code::EISDIR));
+    }
+}

@@ -308,6 +308,17 @@ pub(crate) fn canonicalize(path: &Path) -> Result<std::path::PathBuf> {
     std::fs::canonicalize(path).map_err(Error::from)
 }
 
+/// At most the first `max` bytes of any kind of file.
+pub(crate) fn read_head(path: &Path, max: usize) -> Result<Vec<u8>> {
+    use std::io::Read as _;
+    let mut data = Vec::new();
+    let limit = u64::try_from(max).unwrap_or(u64::MAX);
+    std::fs::File::open(path)?
+        .take(limit)
+        .read_to_end(&mut data)?;
+    Ok(data)
+}
+
 // Request numbers of <linux/fs.h>; libc names only some of them.
 const BLKROGET: libc::c_ulong = 0x125e;
 const BLKSSZGET: libc::c_ulong = 0x1268;
