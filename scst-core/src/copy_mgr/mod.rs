@@ -3,7 +3,7 @@
 //! An EXTENDED COPY names devices by their designators of VPD page 83h, wherever the initiator may reach them, and lists
 //! segments to copy from one to another. Its way is that of any command, with three differences:
 //!
-//! * *Before execution* (TGT_PRE_EXEC) its parameter list is parsed into a [`Copy`].
+//! * *Before execution* (TGT_PRE_EXEC) its parameter list is parsed into a `Copy`.
 //! * *Device blocking* lets it onto all devices that take part, one after the other in the order of their addresses; on
 //!   each it claims the blocks that it reads or writes ([`crate::overlap`]). It waits on a device while it holds those
 //!   before it. That ends in no circle: whoever waits, waits for somebody on the same device, and who is there either
