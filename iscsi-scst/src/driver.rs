@@ -4,13 +4,10 @@
 
 use crate::accounts::Accounts;
 use crate::conn::{CloseReason, Conn, ConnMsg, ConnShared, NewSession};
-use crate::login::auth::Authenticator;
-use crate::login::{
-    DiscoveredTarget, LoginEnv, LoginResult, MAX_HALF_OPEN_LOGINS, ServiceState, SessionState,
-    TargetInfo,
-};
+use crate::env::Env;
+use crate::login::{LoginResult, MAX_HALF_OPEN_LOGINS};
 use crate::param::{KeyValues, TgtParams};
-use crate::pdu::{Cid, Isid, LoginStatus, Tsih};
+use crate::pdu::{Isid, LoginStatus, Tsih};
 use crate::target::{Claim, IscsiTarget};
 use kshim::error::{Error, code};
 use kshim::net::{Socket, TcpListener};
@@ -23,8 +20,8 @@ use scst_core::pres::PROTOCOL_ISCSI;
 use scst_core::sense::{self, Sense};
 use scst_core::session::Session;
 use scst_core::template::TgtTemplate;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 /// Version descriptor of iSCSI without version (SPC-4 table 133).
@@ -49,9 +46,29 @@ pub struct IscsiDriver {
     conn_count: AtomicUsize,
     half_open: AtomicUsize,
     discovery_accounts: SpinLock<Arc<Accounts>>,
+    settings: SpinLock<Settings>,
     next_id: AtomicU64,
+    next_tid: AtomicU32,
     stopping: AtomicBool,
     idle: Completion,
+}
+
+/// What management says about the driver.
+#[derive(Clone, Debug)]
+struct Settings {
+    enabled: bool,
+    link_local: bool,
+    internal_portals: Vec<IpAddr>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            link_local: true,
+            internal_portals: Vec::new(),
+        }
+    }
 }
 
 struct Portal {
@@ -97,7 +114,9 @@ impl IscsiDriver {
             conn_count: AtomicUsize::new(0),
             half_open: AtomicUsize::new(0),
             discovery_accounts: SpinLock::new(Arc::default()),
+            settings: SpinLock::default(),
             next_id: AtomicU64::new(1),
+            next_tid: AtomicU32::new(1),
             stopping: AtomicBool::new(false),
             idle: Completion::new(),
         }))
@@ -122,7 +141,8 @@ impl IscsiDriver {
         }
         let template: Arc<dyn TgtTemplate> = Arc::clone(self) as Arc<dyn TgtTemplate>;
         let tgt = self.core.register_target(template, name)?;
-        let target = Arc::new(IscsiTarget::new(tgt, alias, keys, params));
+        let tid = self.next_tid.fetch_add(1, Ordering::Relaxed);
+        let target = Arc::new(IscsiTarget::new(tgt, tid, alias, keys, params));
         self.targets.lock().push(Arc::clone(&target));
         Ok(target)
     }
@@ -137,10 +157,49 @@ impl IscsiDriver {
         *self.discovery_accounts.lock() = Arc::new(accounts);
     }
 
+    /// Whether logins are taken at all.
+    pub fn is_enabled(&self) -> bool {
+        self.settings.lock().enabled
+    }
+
+    /// Takes logins, or closes whoever tries; sessions that exist live on. A new driver is enabled: where SCST's
+    /// default (disabled until `enabled` is written) is wanted, say so before the first portal is added.
+    #[doc(alias = "iscsi_enabled")]
+    pub fn set_enabled(&self, on: bool) {
+        self.settings.lock().enabled = on;
+    }
+
+    /// Whether SendTargets lists link-local IPv6 addresses.
+    pub fn link_local(&self) -> bool {
+        self.settings.lock().link_local
+    }
+
+    /// Sets [`IscsiDriver::link_local`]; on in the beginning.
+    #[doc(alias = "send_targets_link_local")]
+    pub fn set_link_local(&self, on: bool) {
+        self.settings.lock().link_local = on;
+    }
+
+    /// Addresses by which initiators may leave authentication out.
+    pub fn internal_portals(&self) -> Vec<IpAddr> {
+        self.settings.lock().internal_portals.clone()
+    }
+
+    /// Sets [`IscsiDriver::internal_portals`]; see [`parse_addresses`](crate::portal::parse_addresses).
+    #[doc(alias = "internal_portal")]
+    pub fn set_internal_portals(&self, portals: Vec<IpAddr>) {
+        self.settings.lock().internal_portals = portals;
+    }
+
     /// Listens on a portal and answers the address, with the port that was chosen if `addr` has port 0. Errors: those
     /// of bind and listen (EADDRINUSE, EACCES, EADDRNOTAVAIL). Context: may sleep.
     pub fn add_portal(self: &Arc<Self>, addr: SocketAddr) -> Result<SocketAddr, Error> {
-        let listener = TcpListener::bind(addr)?;
+        self.add_listener(TcpListener::bind(addr)?)
+    }
+
+    /// Takes a socket that listens already, as of a service manager, for a portal, and answers its address. Errors:
+    /// EAFNOSUPPORT (neither IPv4 nor IPv6). Context: may sleep.
+    pub fn add_listener(self: &Arc<Self>, listener: TcpListener) -> Result<SocketAddr, Error> {
         let addr = listener.local_addr()?;
         let reactor = self.reactors.first().ok_or(code::EINVAL)?.clone();
         let done = Arc::new((Completion::new(), SpinLock::new(Err(code::EIO))));
@@ -325,8 +384,9 @@ impl IscsiDriver {
         ua: Sense,
     ) -> Result<NewSession, LoginStatus> {
         let home: Arc<dyn scst_core::cmd::CmdHome> = Arc::clone(conn) as _;
-        let (ini, target) = (&login.initiator_name, Arc::clone(&login.target));
-        let made = core.register_session(target.tgt(), ini, home, u64::from(tsih.0), ua);
+        let target = Arc::clone(&login.target);
+        let ini = target.full_name(&login.initiator_name, &conn.local);
+        let made = core.register_session(target.tgt(), &ini, home, u64::from(tsih.0), ua);
         match made {
             Ok(sess) => Ok(NewSession { target, sess, tsih }),
             Err(e) => {
@@ -359,12 +419,17 @@ impl IscsiDriver {
         });
     }
 
-    /// What a login on the connection `local` <- `peer` may know.
+    /// What a login by the portal `local` may know.
     pub(crate) fn env(&self, local: SocketAddr) -> Env<'_> {
-        Env {
-            driver: self,
-            local,
-        }
+        Env::new(self, local)
+    }
+
+    pub(crate) fn discovery_accounts(&self) -> Arc<Accounts> {
+        Arc::clone(&self.discovery_accounts.lock())
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
     }
 }
 
@@ -380,8 +445,8 @@ impl TgtTemplate for IscsiDriver {
     fn initiator_port_transport_id(&self, sess: &Session) -> Option<Vec<u8>> {
         let targets = self.targets.lock();
         let target = targets.iter().find(|t| Arc::ptr_eq(t.tgt(), sess.tgt()))?;
-        let isid = target.isid_of(sess.tgt_priv)?;
-        Some(transport_id(sess.initiator_name(), isid))
+        let info = target.session(sess.tgt_priv)?;
+        Some(transport_id(&info.initiator_name, info.isid))
     }
 
     fn transport_id_protocol(&self) -> Option<u8> {
@@ -406,109 +471,6 @@ fn transport_id(initiator: &str, isid: Isid) -> Vec<u8> {
     tid.extend_from_slice(&len.to_be_bytes());
     tid.append(&mut name);
     tid
-}
-
-/// What logins ask, answered by the driver's configuration.
-pub(crate) struct Env<'a> {
-    driver: &'a IscsiDriver,
-    local: SocketAddr,
-}
-
-impl Env<'_> {
-    /// The accounts of a target, or of discovery.
-    fn accounts(&self, target: Option<&Arc<IscsiTarget>>) -> Arc<Accounts> {
-        match target {
-            Some(target) => target.accounts(),
-            None => Arc::clone(&self.driver.discovery_accounts.lock()),
-        }
-    }
-
-    fn portals_of(&self) -> Vec<SocketAddr> {
-        let mut portals = vec![self.local];
-        let same_family = |a: &SocketAddr| a.is_ipv4() == self.local.is_ipv4();
-        for addr in self.driver.portals() {
-            // A wildcard portal is reachable at the address that the initiator used.
-            let concrete = !addr.ip().is_unspecified();
-            if concrete && same_family(&addr) && !portals.contains(&addr) {
-                portals.push(addr);
-            }
-        }
-        portals
-    }
-}
-
-impl LoginEnv for Env<'_> {
-    type Target = Arc<IscsiTarget>;
-
-    fn service(&self) -> ServiceState {
-        if self.driver.stopping.load(Ordering::Relaxed) {
-            ServiceState::Suspended
-        } else {
-            ServiceState::Up
-        }
-    }
-
-    fn find_target(&self, name: &str, _initiator: &str) -> Option<TargetInfo<Self::Target>> {
-        let target = self
-            .driver
-            .targets()
-            .into_iter()
-            .find(|t| t.name().eq_ignore_ascii_case(name))?;
-        let max = usize::try_from(target.params().max_sessions).unwrap_or(usize::MAX);
-        Some(TargetInfo {
-            enabled: target.tgt().enabled.load(Ordering::Acquire),
-            allowed: true,
-            redirect: None,
-            alias: target.alias().map(str::to_owned),
-            params: target.keys(),
-            is_full: max != 0 && target.session_count() >= max,
-            target,
-        })
-    }
-
-    fn session_state(
-        &self,
-        target: &Self::Target,
-        initiator: &str,
-        isid: Isid,
-        cid: Cid,
-    ) -> SessionState {
-        match target.find_session(initiator, isid, cid) {
-            None => SessionState::None,
-            Some((tsih, has_connection)) => SessionState::Exists {
-                tsih,
-                has_connection,
-            },
-        }
-    }
-
-    fn requires_auth(&self, target: Option<&Self::Target>) -> bool {
-        self.accounts(target).requires_auth()
-    }
-
-    fn start_chap(
-        &self,
-        target: Option<&Self::Target>,
-        _initiator: &str,
-    ) -> Option<Box<dyn Authenticator>> {
-        let chap = self.accounts(target).start_chap();
-        let chap = chap.inspect_err(|e| pr_err_ratelimited!("No randomness for CHAP: {e}"));
-        Some(Box::new(chap.ok()?))
-    }
-
-    fn list_targets(&self, name: Option<&str>, _initiator: &str) -> Vec<DiscoveredTarget> {
-        let portals = self.portals_of();
-        let targets = self.driver.targets();
-        let visible = targets.iter().filter(|t| {
-            t.tgt().enabled.load(Ordering::Acquire) && name.is_none_or(|n| n == t.name())
-        });
-        visible
-            .map(|t| DiscoveredTarget {
-                name: t.name().to_owned(),
-                portals: portals.clone(),
-            })
-            .collect()
-    }
 }
 
 /// A listening socket.

@@ -5,11 +5,14 @@
 use crate::accounts::Accounts;
 use crate::conn::{CloseReason, ConnMsg, ConnShared};
 use crate::login::LoginResult;
-use crate::param::{KeyValues, TgtParams};
+use crate::param::{KeyValues, SessParams, SessionKey, TgtParams};
 use crate::pdu::{Cid, Isid, Tsih};
+use crate::portal::{PortalFilter, Redirection, full_initiator_name, portal_name};
+use kshim::error::{Result, code};
 use kshim::sync::SpinLock;
 use scst_core::core::Core;
 use scst_core::tgt::Tgt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// What to do when a session that stands in the way is gone.
@@ -21,6 +24,7 @@ struct SessEntry {
     isid: Isid,
     tsih: Tsih,
     cid: Cid,
+    params: SessParams,
     conn: Arc<ConnShared>,
     /// The login that replaces it: the last of those that want to.
     #[doc(alias = "sess_reinst_successor")]
@@ -31,11 +35,42 @@ struct SessEntry {
 #[doc(alias = "iscsi_target")]
 pub struct IscsiTarget {
     tgt: Arc<Tgt>,
-    alias: Option<String>,
+    tid: u32,
+    config: SpinLock<Config>,
     keys: SpinLock<KeyValues>,
     params: SpinLock<TgtParams>,
     accounts: SpinLock<Arc<Accounts>>,
     sessions: SpinLock<Sessions>,
+}
+
+/// What management says about a target, but for its keys, parameters and accounts.
+#[derive(Default)]
+struct Config {
+    alias: Option<String>,
+    allowed_portals: PortalFilter,
+    per_portal_acl: bool,
+    redirect: Option<Redirection>,
+}
+
+/// A session as management shows it.
+#[derive(Clone, Debug)]
+pub struct SessionInfo {
+    /// InitiatorName, without the portal that `per_portal_acl` adds.
+    pub initiator_name: String,
+    /// ISID.
+    pub isid: Isid,
+    /// TSIH.
+    pub tsih: Tsih,
+    /// CID of its connection.
+    pub cid: Cid,
+    /// What was negotiated.
+    pub params: SessParams,
+    /// Whether a login waits to take its place.
+    pub reinstating: bool,
+    /// Where the initiator is.
+    pub peer: SocketAddr,
+    /// The portal that it came by.
+    pub portal: SocketAddr,
 }
 
 #[derive(Default)]
@@ -73,13 +108,18 @@ pub(crate) enum Claim {
 impl IscsiTarget {
     pub(crate) fn new(
         tgt: Arc<Tgt>,
+        tid: u32,
         alias: Option<String>,
         keys: KeyValues,
         params: TgtParams,
     ) -> Self {
         Self {
             tgt,
-            alias,
+            tid,
+            config: SpinLock::new(Config {
+                alias,
+                ..Config::default()
+            }),
             keys: SpinLock::new(keys),
             params: SpinLock::new(params),
             accounts: SpinLock::new(Arc::default()),
@@ -97,9 +137,19 @@ impl IscsiTarget {
         self.tgt.name()
     }
 
+    /// The number by which the driver's management knows it.
+    pub fn tid(&self) -> u32 {
+        self.tid
+    }
+
     /// TargetAlias.
-    pub fn alias(&self) -> Option<&str> {
-        self.alias.as_deref()
+    pub fn alias(&self) -> Option<String> {
+        self.config.lock().alias.clone()
+    }
+
+    /// Sets or, with `None`, removes TargetAlias.
+    pub fn set_alias(&self, alias: Option<String>) {
+        self.config.lock().alias = alias;
     }
 
     /// The target's side of the negotiation.
@@ -107,9 +157,85 @@ impl IscsiTarget {
         self.keys.lock().clone()
     }
 
+    /// Sets a key for logins to come; see [`KeyValues::set_text`]. Errors: EINVAL.
+    pub fn set_key(&self, key: SessionKey, text: &str) -> Result {
+        let set = self.keys.lock().set_text(key, text);
+        if set { Ok(()) } else { Err(code::EINVAL) }
+    }
+
     /// Parameters that are not negotiated.
     pub fn params(&self) -> TgtParams {
         self.params.lock().clone()
+    }
+
+    /// Sets a parameter; see [`TgtParams::set_text`]. Connections heed new timeouts from their next timer on,
+    /// QueuedCommands is for sessions to come. Errors: EINVAL.
+    pub fn set_param(&self, name: &str, text: &str) -> Result {
+        let set = self.params.lock().set_text(name, text);
+        if set { Ok(()) } else { Err(code::EINVAL) }
+    }
+
+    /// Which portals it is reached by.
+    pub fn allowed_portals(&self) -> PortalFilter {
+        self.config.lock().allowed_portals.clone()
+    }
+
+    /// Changes which portals it is reached by. Sessions that exist live on.
+    #[doc(alias = "allowed_portal")]
+    pub fn edit_allowed_portals<R>(&self, edit: impl FnOnce(&mut PortalFilter) -> R) -> R {
+        edit(&mut self.config.lock().allowed_portals)
+    }
+
+    /// Whether access control groups see initiators as `NAME#PORTAL`.
+    pub fn per_portal_acl(&self) -> bool {
+        self.config.lock().per_portal_acl
+    }
+
+    /// Sets [`IscsiTarget::per_portal_acl`], for logins to come.
+    pub fn set_per_portal_acl(&self, on: bool) {
+        self.config.lock().per_portal_acl = on;
+    }
+
+    /// Where it has moved to.
+    pub fn redirect(&self) -> Option<Redirection> {
+        self.config.lock().redirect
+    }
+
+    /// Sends logins elsewhere, or does not any more.
+    pub fn set_redirect(&self, to: Option<Redirection>) {
+        self.config.lock().redirect = to;
+    }
+
+    /// Whether an initiator may use it by a portal: the portal is allowed, and there is a LUN for the initiator.
+    #[doc(alias = "target_portal_allowed")]
+    pub(crate) fn allows(&self, portal: &SocketAddr, initiator: &str) -> bool {
+        let portal = portal_name(portal);
+        let name = {
+            let config = self.config.lock();
+            if !config.allowed_portals.allows(&portal) {
+                return false;
+            }
+            full_initiator_name(config.per_portal_acl, initiator, &portal)
+        };
+        self.tgt.has_luns_for(&name)
+    }
+
+    /// The name of an initiator in access control.
+    pub(crate) fn full_name(&self, initiator: &str, portal: &SocketAddr) -> String {
+        full_initiator_name(self.per_portal_acl(), initiator, &portal_name(portal))
+    }
+
+    /// The sessions.
+    pub fn sessions(&self) -> Vec<SessionInfo> {
+        let sessions = self.sessions.lock();
+        sessions.entries.iter().map(SessEntry::info).collect()
+    }
+
+    /// The session that the core knows as [`Session::tgt_priv`](scst_core::session::Session::tgt_priv).
+    pub fn session(&self, tgt_priv: u64) -> Option<SessionInfo> {
+        let sessions = self.sessions.lock();
+        let is = |e: &&SessEntry| u64::from(e.tsih.0) == tgt_priv;
+        sessions.entries.iter().find(is).map(SessEntry::info)
     }
 
     /// The accounts that logins have to authenticate against; none by default.
@@ -139,13 +265,6 @@ impl IscsiTarget {
         let sessions = self.sessions.lock();
         let entry = sessions.entries.iter().find(|e| e.is(initiator, isid))?;
         Some((entry.tsih, entry.cid == cid))
-    }
-
-    /// The initiator's part of the session id of the session that the core knows by this TSIH.
-    pub(crate) fn isid_of(&self, tsih: u64) -> Option<Isid> {
-        let sessions = self.sessions.lock();
-        let is = |e: &&SessEntry| u64::from(e.tsih.0) == tsih;
-        sessions.entries.iter().find(is).map(|e| e.isid)
     }
 
     /// Takes the place of an initiator port for the session of a login. If an older session has it, `waiter` runs when
@@ -185,6 +304,7 @@ impl IscsiTarget {
             isid: login.isid,
             tsih,
             cid: login.cid,
+            params: login.params.clone(),
             conn: Arc::clone(conn),
             successor: None,
         });
@@ -234,6 +354,19 @@ impl IscsiTarget {
 }
 
 impl SessEntry {
+    fn info(&self) -> SessionInfo {
+        SessionInfo {
+            initiator_name: self.initiator_name.clone(),
+            isid: self.isid,
+            tsih: self.tsih,
+            cid: self.cid,
+            params: self.params.clone(),
+            reinstating: self.successor.is_some(),
+            peer: self.conn.peer,
+            portal: self.conn.local,
+        }
+    }
+
     fn is(&self, initiator: &str, isid: Isid) -> bool {
         self.isid == isid && self.initiator_name.eq_ignore_ascii_case(initiator)
     }

@@ -76,6 +76,14 @@ impl Tgt {
             .expect("a target always has its default group")
     }
 
+    /// Whether an initiator would see any LUN here. Context: any.
+    #[doc(alias = "scst_initiator_has_luns")]
+    pub fn has_luns_for(&self, initiator_name: &str) -> bool {
+        let id = self.find_acg(initiator_name);
+        let acgs = self.acgs.lock();
+        acgs.iter().any(|a| a.id == id && !a.luns.is_empty())
+    }
+
     /// A copy of a group.
     pub fn acg(&self, id: AcgId) -> Option<Acg> {
         self.acgs.lock().iter().find(|a| a.id == id).cloned()

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use kshim::fs::{self, File, OpenOptions};
 use kshim::host;
+use kshim::net::TcpListener;
 use kshim::page::PagePool;
 
 use crate::cli::ServeArgs;
@@ -19,6 +20,8 @@ use crate::{logger, signals, size};
 ///
 /// Why it could not start or not stop cleanly. After a failed start nothing that it created is left.
 pub(crate) fn run(args: &ServeArgs) -> Result<()> {
+    // Before anything is opened: they have fixed numbers.
+    let inherited = TcpListener::inherited().context("sockets of the service manager")?;
     let (config, to_create) = ServeConfig::check(args)?;
     // Before the first thread: all threads inherit the mask, and the signals wait for `wait_termination`.
     let signals = signals::Signals::block()?;
@@ -29,7 +32,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
     }
     PagePool::start_aging();
     let created = Created::all(&to_create)?;
-    let server = server::start(&config)?;
+    let server = server::start(&config, inherited)?;
     created.keep();
     ready(&config, &server);
     logger::started();

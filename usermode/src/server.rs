@@ -9,6 +9,7 @@ use backstores::ram::{RamConfig, RamDisk};
 use iscsi_scst::driver::IscsiDriver;
 use iscsi_scst::param::{DIGEST_CRC32C, DIGEST_NONE, KeyValues, SessionKey, TgtParams};
 use iscsi_scst::target::IscsiTarget;
+use kshim::net::TcpListener;
 use kshim::reactor::{PollerKind, Reactor, ReactorConfig};
 use scst_core::core::{Core, CoreParams, LunParams};
 use scst_core::dev_handlers::vdisk::{IdentityOverrides, Vdisk, VdiskKind, VdiskParams};
@@ -33,12 +34,12 @@ pub(crate) struct Server {
     ram: Vec<RamDisk>,
 }
 
-/// Starts a server.
+/// Starts a server on the portals of the configuration, or on the sockets that the service manager handed over.
 ///
 /// # Errors
 ///
 /// Why it cannot: a port in use, memory, a file. What was started is stopped again then.
-pub(crate) fn start(config: &ServeConfig) -> Result<Server> {
+pub(crate) fn start(config: &ServeConfig, inherited: Vec<TcpListener>) -> Result<Server> {
     let reactors = start_reactors(config)?;
     let core = Core::new(CoreParams::default()).context("the core's threads cannot be started")?;
     let handles = reactors.iter().map(Reactor::handle).collect();
@@ -51,7 +52,7 @@ pub(crate) fn start(config: &ServeConfig) -> Result<Server> {
         devices: Vec::new(),
         ram: Vec::new(),
     };
-    match server.configure(config) {
+    match server.configure(config, inherited) {
         Ok(()) => Ok(server),
         Err(e) => {
             if let Err(e) = server.stop() {
@@ -81,7 +82,7 @@ fn start_reactors(config: &ServeConfig) -> Result<Vec<Reactor>> {
 }
 
 impl Server {
-    fn configure(&mut self, config: &ServeConfig) -> Result<()> {
+    fn configure(&mut self, config: &ServeConfig, inherited: Vec<TcpListener>) -> Result<()> {
         let mut keys = KeyValues::default();
         keys.set(SessionKey::FirstBurstLength, SERVE_FIRST_BURST_LENGTH);
         if config.digests {
@@ -101,6 +102,18 @@ impl Server {
                 .with_context(|| format!("LUN {lun}"))?;
         }
         target.tgt().enabled.store(true, Ordering::Release);
+        self.listen(config, inherited)
+    }
+
+    fn listen(&mut self, config: &ServeConfig, inherited: Vec<TcpListener>) -> Result<()> {
+        if !inherited.is_empty() {
+            for listener in inherited {
+                let addr = self.driver.add_listener(listener);
+                self.portals
+                    .push(addr.context("a socket of the service manager")?);
+            }
+            return Ok(());
+        }
         for portal in &config.portals {
             let addr = self
                 .driver

@@ -46,6 +46,18 @@ impl TcpListener {
         })
     }
 
+    /// The listening sockets that the service manager handed over (systemd's socket activation: `LISTEN_PID`,
+    /// `LISTEN_FDS`, descriptors from 3 on); none if it did not. Call it once, before any descriptor is opened.
+    ///
+    /// Context: any; does not sleep.
+    ///
+    /// Errors: EBADF (a descriptor is not there), ENOTSOCK, EINVAL (not a listening stream socket).
+    #[doc(alias = "sd_listen_fds")]
+    pub fn inherited() -> Result<Vec<TcpListener>> {
+        let fds = net::inherited_listeners()?;
+        Ok(fds.into_iter().map(|fd| TcpListener { fd }).collect())
+    }
+
     /// Takes the next connection, non-blocking and close-on-exec. Accept until EAGAIN.
     ///
     /// Context: any; does not sleep.

@@ -21,3 +21,13 @@ pub use listener::{LISTEN_BACKLOG, TcpListener};
 pub use rxbuf::{RX_CHUNK, RxBuf};
 pub use send::{IoPart, MAX_IOV};
 pub use socket::{How, Keepalive, Socket};
+
+/// IP addresses of the host's network interfaces, loopback and link-local ones too, in the host's order.
+///
+/// Context: any; a system call, for rare questions.
+///
+/// Errors: ENOMEM, ENOBUFS.
+#[doc(alias = "getifaddrs")]
+pub fn interface_addrs() -> crate::error::Result<Vec<IpAddr>> {
+    crate::sys::net::interface_addrs()
+}

@@ -9,8 +9,8 @@
 
 use std::cell::Cell;
 use std::marker::PhantomData;
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, RecvFlags, SocketFlags, SocketType, sockopt};
@@ -133,6 +133,81 @@ pub(crate) fn set_buffer_sizes(fd: &PollFd, send: Option<usize>, recv: Option<us
         sockopt::set_socket_recv_buffer_size(fd, n)?;
     }
     Ok(())
+}
+
+/// The list of getifaddrs(3), freed when it is dropped.
+struct IfAddrs(*mut libc::ifaddrs);
+
+impl Drop for IfAddrs {
+    fn drop(&mut self) {
+        // SAFETY: the list came from `getifaddrs`, and nothing refers to it any more.
+        unsafe { libc::freeifaddrs(self.0) };
+    }
+}
+
+/// IP addresses of the host's network interfaces, in the host's order.
+pub(crate) fn interface_addrs() -> Result<Vec<IpAddr>> {
+    let mut head = core::ptr::null_mut();
+    // SAFETY: `head` is ours; the call writes the address of a list to it, or fails.
+    if unsafe { libc::getifaddrs(&raw mut head) } != 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    let list = IfAddrs(head);
+    let mut addrs = Vec::new();
+    let mut next: *const libc::ifaddrs = list.0;
+    // SAFETY: `next` is an entry of the list, which lives until `list` is dropped, or null.
+    while let Some(entry) = unsafe { next.as_ref() } {
+        next = entry.ifa_next;
+        // SAFETY: an entry's address is null or a socket address, which begins with its family.
+        let Some(sockaddr) = (unsafe { entry.ifa_addr.as_ref() }) else {
+            continue;
+        };
+        match i32::from(sockaddr.sa_family) {
+            libc::AF_INET => {
+                // SAFETY: of this family it is a `sockaddr_in`, in memory that getifaddrs aligned for any address.
+                let v4 = unsafe { entry.ifa_addr.cast::<libc::sockaddr_in>().read_unaligned() };
+                addrs.push(IpAddr::from(v4.sin_addr.s_addr.to_ne_bytes()));
+            }
+            libc::AF_INET6 => {
+                // SAFETY: of this family it is a `sockaddr_in6`.
+                let v6 = unsafe { entry.ifa_addr.cast::<libc::sockaddr_in6>().read_unaligned() };
+                addrs.push(IpAddr::from(v6.sin6_addr.s6_addr));
+            }
+            _ => {}
+        }
+    }
+    Ok(addrs)
+}
+
+/// First descriptor of those that a service manager hands over (sd_listen_fds(3)).
+const LISTEN_FDS_START: i32 = 3;
+/// More than any service manager hands over.
+const LISTEN_FDS_MAX: i32 = 1024;
+
+/// The listening stream sockets that the service manager handed over (`LISTEN_PID`, `LISTEN_FDS`), non-blocking and
+/// close-on-exec. None if it handed over none, or to another process. Call it once, before descriptors are opened.
+pub(crate) fn inherited_listeners() -> Result<Vec<PollFd>> {
+    let number = |name| std::env::var(name).ok().and_then(|v| v.parse::<i32>().ok());
+    let me = i32::try_from(std::process::id()).ok();
+    let (pid, count) = (number("LISTEN_PID"), number("LISTEN_FDS"));
+    let count = count.filter(|_| pid.is_some() && pid == me).unwrap_or(0);
+    let mut listeners = Vec::new();
+    for fd in (LISTEN_FDS_START..).take(usize::try_from(count.min(LISTEN_FDS_MAX)).unwrap_or(0)) {
+        // SAFETY: asks for a flag of a descriptor, if there is such a one.
+        if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+            return Err(std::io::Error::last_os_error().into());
+        }
+        // SAFETY: the descriptor is open, and by the protocol it is this process's to own: whoever started us opened
+        // it for us, and nothing else here knows it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        if sockopt::socket_type(&fd)? != SocketType::STREAM || !sockopt::socket_acceptconn(&fd)? {
+            return Err(code::EINVAL);
+        }
+        listeners.push(PollFd::new(fd));
+    }
+    Ok(listeners)
 }
 
 /// The error pending on the socket, which this clears.
