@@ -37,6 +37,8 @@ pub mod fs;
 #[cfg(not(loom))]
 pub mod host;
 #[cfg(not(loom))]
+pub mod kobject;
+#[cfg(not(loom))]
 pub mod kthread;
 #[cfg(not(loom))]
 pub mod mempool;
