@@ -5,8 +5,11 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 /// An inline call that took longer than this opens the breaker.
 pub(super) const BREAKER_MS: i64 = 4;
-/// How long it stays open.
-const OPEN_MS: i64 = 500;
+/// How long it stays open, in times of what the call took: a device that stalls now and then (a journal commit) is soon
+/// back, and one that goes on stalling holds a reactor up for no more than this share of the time.
+const OPEN_TIMES: i64 = 4;
+/// The longest that one call keeps it open.
+const OPEN_MAX_MS: i64 = 500;
 
 /// One per device. All methods: any context.
 #[derive(Debug, Default)]
@@ -46,9 +49,10 @@ impl Breaker {
     fn took(&self, start: Instant, end: Instant) {
         let ns = end.as_nanos().saturating_sub(start.as_nanos());
         if ns > Delta::from_millis(BREAKER_MS).as_nanos() {
-            let until = end
-                .as_nanos()
-                .saturating_add(Delta::from_millis(OPEN_MS).as_nanos());
+            let open = ns
+                .saturating_mul(OPEN_TIMES)
+                .min(Delta::from_millis(OPEN_MAX_MS).as_nanos());
+            let until = end.as_nanos().saturating_add(open);
             self.until.store(until.max(1), Ordering::Relaxed);
         }
     }
@@ -69,6 +73,17 @@ mod tests {
         let earlier = Instant::from_nanos(now.as_nanos() - (BREAKER_MS + 1) * 1_000_000);
         b.took(earlier, now);
         assert!(b.is_open());
+    }
+
+    #[test]
+    fn it_stays_open_as_long_as_the_stall_deserves() {
+        const MS: i64 = 1_000_000;
+        let b = Breaker::default();
+        let start = Instant::from_nanos(1000 * MS);
+        b.took(start, Instant::from_nanos(1005 * MS));
+        assert_eq!(b.until.load(Ordering::Relaxed), 1025 * MS);
+        b.took(start, Instant::from_nanos(9000 * MS));
+        assert_eq!(b.until.load(Ordering::Relaxed), (9000 + OPEN_MAX_MS) * MS);
     }
 
     #[test]
