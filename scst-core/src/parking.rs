@@ -4,7 +4,7 @@
 //! [`crate::blocking`]) until something happens. Whoever makes it happen gets the commands that may go on, as
 //! [`Released`], and must resume every one of them: hand it to its home reactor or pool, or run it in place.
 
-use std::collections::{VecDeque, vec_deque};
+use std::collections::VecDeque;
 
 /// An item that task management can mark as aborted from any thread.
 ///
@@ -85,6 +85,7 @@ impl<T> Released<T> {
     }
 
     /// Takes the oldest item.
+    #[inline]
     pub fn pop(&mut self) -> Option<T> {
         let item = self.first.take();
         if item.is_some() {
@@ -137,13 +138,14 @@ impl<T> Default for Released<T> {
 
 /// Iterator of [`Released::into_iter`].
 #[derive(Debug)]
-pub struct IntoIter<T>(std::iter::Chain<std::option::IntoIter<T>, vec_deque::IntoIter<T>>);
+pub struct IntoIter<T>(Released<T>);
 
 impl<T> Iterator for IntoIter<T> {
     type Item = T;
 
+    #[inline]
     fn next(&mut self) -> Option<T> {
-        self.0.next()
+        self.0.pop()
     }
 }
 
@@ -151,12 +153,9 @@ impl<T> IntoIterator for Released<T> {
     type Item = T;
     type IntoIter = IntoIter<T>;
 
+    #[inline]
     fn into_iter(self) -> IntoIter<T> {
-        IntoIter(
-            self.first
-                .into_iter()
-                .chain(self.rest.map(|r| *r).unwrap_or_default()),
-        )
+        IntoIter(self)
     }
 }
 

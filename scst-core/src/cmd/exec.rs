@@ -284,6 +284,14 @@ impl ExecCx<'_> {
     /// Parked commands may go on.
     #[inline]
     pub(crate) fn make_all_ready(&mut self, cmds: Released<Box<Cmd>>) {
+        // Nearly always there are none.
+        if !cmds.is_empty() {
+            self.make_released_ready(cmds);
+        }
+    }
+
+    #[cold]
+    fn make_released_ready(&mut self, cmds: Released<Box<Cmd>>) {
         for cmd in cmds {
             self.make_ready(cmd);
         }
