@@ -10,6 +10,7 @@ use crate::order::OrderData;
 use crate::reserve::Reservations;
 use crate::sense::Sense;
 use crate::sgv::MemLim;
+use crate::sysfs::{Exports, KobjSlot};
 use crate::tgt_dev::TgtDev;
 use kshim::sync::SpinLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
@@ -122,6 +123,12 @@ pub struct Device {
     /// How much memory commands for this device may have (`scst_max_dev_cmd_mem`).
     #[doc(alias = "dev_mem_lim")]
     pub(crate) mem_lim: Arc<MemLim>,
+    /// Its directory in the management tree.
+    #[doc(alias = "dev_kobj")]
+    pub kobj: KobjSlot,
+    /// Links to the LUNs that it is.
+    #[doc(alias = "dev_exp_kobj")]
+    pub(crate) exports: SpinLock<Exports>,
 }
 
 impl std::fmt::Debug for Device {
@@ -153,6 +160,8 @@ impl Device {
             reservations: Reservations::default(),
             unregistered: AtomicBool::new(false),
             mem_lim,
+            kobj: KobjSlot::default(),
+            exports: SpinLock::default(),
         }
     }
 

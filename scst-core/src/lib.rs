@@ -39,6 +39,7 @@ pub mod sense;
 pub mod session;
 pub mod sgv;
 pub mod stats;
+pub mod sysfs;
 pub mod template;
 pub mod tgt;
 pub mod tgt_dev;

@@ -10,6 +10,7 @@ use crate::lun::{AddrMethod, Lun};
 use crate::pres::TransportId;
 use crate::sense::{self, Sense, SenseExtra};
 use crate::stats::IoStats;
+use crate::sysfs::KobjSlot;
 use crate::tgt::Tgt;
 use crate::tgt_dev::TgtDev;
 use crate::ua::UaScope;
@@ -92,6 +93,9 @@ pub struct Session {
     ua_scope: UaScope,
     /// The transport's own name of the session.
     pub tgt_priv: u64,
+    /// Its directory in the management tree.
+    #[doc(alias = "sess_kobj")]
+    pub kobj: KobjSlot,
 }
 
 impl std::fmt::Debug for Session {
@@ -127,6 +131,7 @@ impl Session {
             stats: IoStats::new(),
             ua_scope: UaScope::new(),
             tgt_priv,
+            kobj: KobjSlot::default(),
         };
         let template = Arc::clone(sess.tgt.template());
         let tid = template.initiator_port_transport_id(&sess);

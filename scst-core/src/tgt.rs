@@ -5,6 +5,7 @@
 use crate::acg::{Acg, AcgId};
 use crate::acn::wildcmp;
 use crate::session::Session;
+use crate::sysfs::KobjSlot;
 use crate::template::TgtTemplate;
 use kshim::sync::SpinLock;
 use std::sync::atomic::{AtomicBool, AtomicU16};
@@ -23,6 +24,10 @@ pub struct Tgt {
     pub(crate) acgs: SpinLock<Vec<Acg>>,
     #[doc(alias = "sess_list")]
     pub(crate) sessions: SpinLock<Vec<Weak<Session>>>,
+    /// Its directory in the management tree.
+    #[doc(alias = "tgt_kobj")]
+    pub kobj: KobjSlot,
+    this: Weak<Self>,
 }
 
 impl std::fmt::Debug for Tgt {
@@ -34,15 +39,22 @@ impl std::fmt::Debug for Tgt {
 }
 
 impl Tgt {
-    pub(crate) fn new(name: &str, template: Arc<dyn TgtTemplate>, rel_tgt_id: u16) -> Self {
-        Self {
+    pub(crate) fn new(name: &str, template: Arc<dyn TgtTemplate>, rel_tgt_id: u16) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
             name: name.to_owned(),
             template,
             rel_tgt_id: AtomicU16::new(rel_tgt_id),
             enabled: AtomicBool::new(false),
             acgs: SpinLock::new(vec![Acg::new(name)]),
             sessions: SpinLock::new(Vec::new()),
-        }
+            kobj: KobjSlot::default(),
+            this: Weak::clone(this),
+        })
+    }
+
+    /// A reference that does not keep the target: for attributes.
+    pub fn weak(&self) -> Weak<Self> {
+        Weak::clone(&self.this)
     }
 
     /// The target's name.

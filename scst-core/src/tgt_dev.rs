@@ -8,6 +8,7 @@ use crate::order::{NexusId, OrderData};
 use crate::reserve::NeededFlags;
 use crate::sense::Sense;
 use crate::session::Session;
+use crate::sysfs::KobjSlot;
 use crate::ua::{UaPlace, UaQueue};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -36,6 +37,9 @@ pub struct TgtDev {
     pub(crate) rd_only: AtomicBool,
     #[doc(alias = "active_cmd_threads")]
     pub(crate) threads: Arc<CmdThreads>,
+    /// Its directory in the management tree, below the session's.
+    #[doc(alias = "tgt_dev_kobj")]
+    pub kobj: KobjSlot,
 }
 
 impl std::fmt::Debug for TgtDev {
@@ -66,6 +70,7 @@ impl TgtDev {
             cmd_count: AtomicU32::new(0),
             rd_only: AtomicBool::new(rd_only),
             threads,
+            kobj: KobjSlot::default(),
         }
     }
 

@@ -111,6 +111,7 @@ impl Core {
             "Cannot attach device \"{name}\" to its handler"
         )))?;
         config.devices.insert(name.to_owned(), Arc::clone(&dev));
+        self.show(|tree| tree.device_added(&dev));
         self.copy_mgr.on_dev_register(&dev);
         pr_info!("Attached to virtual device {name}");
         Ok(dev)
@@ -135,19 +136,22 @@ impl Core {
             dev.unregistered.store(true, Ordering::Relaxed);
             self.copy_mgr.on_dev_unregister(&dev);
             for tgt in &config.tgts {
-                let mut luns = Vec::new();
-                for acg in tgt.acgs.lock().iter_mut() {
+                let acgs = tgt.acgs.lock().clone();
+                for acg in &acgs {
                     let of_dev = acg.luns.iter().filter(|(_, d)| Arc::ptr_eq(&d.dev, &dev));
-                    luns.extend(of_dev.map(|(lun, _)| (acg.id, *lun)));
-                    acg.luns.retain(|_, d| !Arc::ptr_eq(&d.dev, &dev));
+                    for (lun, entry) in of_dev {
+                        self.show(|tree| tree.lun_removed(tgt, acg, *lun, entry));
+                        self.take_lun_from_sessions(tgt, acg.id, *lun);
+                    }
                 }
-                for (acg, lun) in luns {
-                    self.take_lun_from_sessions(tgt, acg, lun);
+                for acg in tgt.acgs.lock().iter_mut() {
+                    acg.luns.retain(|_, d| !Arc::ptr_eq(&d.dev, &dev));
                 }
             }
             dev
         };
         drop(suspended);
+        self.show(|tree| tree.device_removed(&dev));
         dev.pool.stop();
         dev.handler().detach(&dev);
         pr_info!("Detached from virtual device {name}");
@@ -174,9 +178,10 @@ impl Core {
             .collect();
         let rel = (1..=u16::MAX).find(|r| !used.contains(r));
         let rel = rel.ok_or_else(|| ConfigError::Busy(name.to_owned()))?;
-        let tgt = Arc::new(Tgt::new(name, template, rel));
+        let tgt = Tgt::new(name, template, rel);
         config.tgts.push(Arc::clone(&tgt));
         self.tgt_list.lock().push(Arc::downgrade(&tgt));
+        self.show(|tree| tree.tgt_added(&tgt));
         pr_info!("Target {name} registered, relative target id {rel}");
         Ok(tgt)
     }
@@ -189,9 +194,12 @@ impl Core {
             return Err(ConfigError::Busy(tgt.name().to_owned()));
         }
         config.tgts.retain(|t| !Arc::ptr_eq(t, tgt));
+        drop(config);
         let me = Arc::as_ptr(tgt);
-        let mut list = self.tgt_list.lock();
-        list.retain(|t| !std::ptr::eq(t.as_ptr(), me));
+        self.tgt_list
+            .lock()
+            .retain(|t| !std::ptr::eq(t.as_ptr(), me));
+        self.show(|tree| tree.tgt_removed(tgt));
         Ok(())
     }
 
@@ -224,7 +232,9 @@ impl Core {
         }
         let acg = Acg::new(name);
         let id = acg.id;
-        acgs.push(acg);
+        acgs.push(acg.clone());
+        drop(acgs);
+        self.show(|tree| tree.acg_added(tgt, &acg));
         Ok(id)
     }
 
@@ -287,12 +297,16 @@ impl Core {
             }
         }
         if let Some(group) = tgt.acgs.lock().iter_mut().find(|a| a.id == acg) {
-            group.luns.insert(lun, entry);
+            group.luns.insert(lun, entry.clone());
+        }
+        if let Some(group) = tgt.acg(acg) {
+            self.show(|tree| tree.lun_added(tgt, &group, lun, &entry));
         }
         for (sess, new) in added {
             let old = sess.tgt_devs();
-            let all = old.iter().cloned().chain(std::iter::once(new));
+            let all = old.iter().cloned().chain([Arc::clone(&new)]);
             sess.luns.replace(LunTable::from_iter(all));
+            self.show(|tree| tree.tgt_dev_added(&sess, &new));
             sess.report_luns_changed(&old);
         }
         Ok(())
@@ -310,9 +324,12 @@ impl Core {
             let mut acgs = tgt.acgs.lock();
             let group = acgs.iter_mut().find(|a| a.id == acg);
             let group = group.ok_or_else(|| ConfigError::NotFound("group".to_owned()))?;
-            if group.luns.remove(&lun).is_none() {
+            let Some(entry) = group.luns.remove(&lun) else {
                 return Err(ConfigError::LunNotFound(lun, group.name.clone()));
-            }
+            };
+            let group = group.clone();
+            drop(acgs);
+            self.show(|tree| tree.lun_removed(tgt, &group, lun, &entry));
         }
         self.take_lun_from_sessions(tgt, acg, lun);
         drop(config);
@@ -371,6 +388,12 @@ impl Core {
         }
         sess.luns.replace(LunTable::from_iter(nexuses));
         tgt.sessions.lock().push(Arc::downgrade(&sess));
+        self.show(|tree| {
+            tree.session_added(&sess);
+            for t in sess.tgt_devs() {
+                tree.tgt_dev_added(&sess, &t);
+            }
+        });
         pr_info!(
             "Session registered: initiator {initiator_name}, target {}",
             tgt.name()
@@ -381,6 +404,8 @@ impl Core {
     /// Unregisters a session that has no command left. What it had reserved is free again. Context: may sleep.
     #[doc(alias = "scst_unregister_session")]
     pub fn unregister_session(&self, sess: &Arc<Session>) {
+        // Not under the lock: it waits for the session's attributes.
+        self.show(|tree| tree.session_removed(sess));
         let _config = self.config.lock();
         let gone = sess.tgt_devs();
         sess.luns.replace(LunTable::default());
@@ -423,6 +448,7 @@ impl Core {
     /// A nexus goes: no command of it is left. Context: may sleep.
     #[doc(alias = "scst_free_tgt_dev")]
     fn free_tgt_dev(&self, sess: &Session, t: &Arc<TgtDev>) {
+        self.show(|tree| tree.tgt_dev_removed(t));
         let me = Arc::as_ptr(t);
         t.dev
             .tgt_devs

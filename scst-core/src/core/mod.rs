@@ -16,6 +16,7 @@ use crate::device::Device;
 use crate::mgmt::TmThread;
 use crate::session::Session;
 use crate::sgv::{MemLim, SgvConfig, SgvPools};
+use crate::sysfs::ScstTree;
 use crate::tgt::Tgt;
 use kshim::error::Result;
 use kshim::kthread::{self, Kthread, WorkerQueue};
@@ -92,6 +93,8 @@ pub struct Core {
     /// The limit for commands that are for no device.
     pub(crate) sgv_no_dev: Arc<MemLim>,
     pub(crate) tm: TmThread,
+    /// The management tree, which is told of all changes.
+    pub(crate) tree: SpinLock<Option<Arc<ScstTree>>>,
     mgmt: Arc<WorkerQueue<MgmtWork>>,
     mgmt_thread: SpinLock<Option<Kthread>>,
     /// `scst_max_dev_cmd_mem` in bytes.
@@ -131,6 +134,7 @@ impl Core {
             sgv,
             max_dev_cmd_mem: sgv_config.max_dev_cmd_mem(),
             tm: TmThread::start()?,
+            tree: SpinLock::new(None),
             mgmt: Arc::clone(&mgmt),
             mgmt_thread: SpinLock::new(None),
             params,
