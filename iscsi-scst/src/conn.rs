@@ -7,7 +7,7 @@
 //!
 //! C source: `iscsi-scst/kernel/conn.c`, `nthread.c` (`close_conn`), `iscsi-scst/usr/conn.c`
 
-use crate::driver::IscsiDriver;
+use crate::driver::{IscsiDriver, LOGOUT_GRACE_MS};
 use crate::ffp::{Ffp, FromLogin};
 use crate::login::{
     DISCOVERY_IDLE_TIMEOUT_MS, LOGIN_TIMEOUT_MS, Login, LoginResult, Next, Outcome, Response,
@@ -61,6 +61,8 @@ pub(crate) enum CloseReason {
     Timeout(&'static str),
     /// The server or the target stops.
     Shutdown,
+    /// A login that made way for others.
+    Crowded,
     /// We are out of memory.
     NoMemory,
 }
@@ -84,6 +86,8 @@ pub(crate) enum ConnMsg {
     Aen([u8; 8], Vec<u8>),
     /// The session is registered, or not.
     Created(std::result::Result<NewSession, LoginStatus>),
+    /// Ask the initiator to log out: the server stops.
+    RequestLogout,
     /// Close the connection.
     Close(CloseReason),
     /// The session is unregistered.
@@ -110,6 +114,23 @@ impl std::fmt::Debug for ConnShared {
 }
 
 impl ConnShared {
+    pub(crate) fn new(
+        id: u64,
+        reactor: ReactorHandle,
+        peer: SocketAddr,
+        local: SocketAddr,
+    ) -> Self {
+        Self {
+            id: HomeId(id),
+            reactor,
+            token: OnceLock::new(),
+            inbox: SpinLock::new(Vec::new()),
+            closing: AtomicBool::new(false),
+            peer,
+            local,
+        }
+    }
+
     #[inline]
     pub(crate) fn home_id(&self) -> HomeId {
         self.id
@@ -206,23 +227,13 @@ impl Conn {
     pub(crate) fn start(
         driver: &Arc<IscsiDriver>,
         cx: &mut Cx<'_>,
-        reactor: ReactorHandle,
+        shared: &Arc<ConnShared>,
         sock: Socket,
-        peer: SocketAddr,
     ) -> Result {
         sock.set_nodelay(true)?;
-        let shared = Arc::new(ConnShared {
-            id: HomeId(driver.next_id()),
-            reactor,
-            token: OnceLock::new(),
-            inbox: SpinLock::new(Vec::new()),
-            closing: AtomicBool::new(false),
-            peer,
-            local: sock.local_addr()?,
-        });
         let fd = sock.poll_fd();
         let conn = Self {
-            shared: Arc::clone(&shared),
+            shared: Arc::clone(shared),
             driver: Arc::clone(driver),
             sock,
             rx: RxBuf::new(LOGIN_RX_CHUNK),
@@ -240,15 +251,19 @@ impl Conn {
         };
         let token = cx.add(Some(fd), |_| Box::new(conn))?;
         let _ = shared.token.set(token);
-        driver.register_conn(&shared);
+        if !shared.inbox.lock().is_empty() {
+            // Who sent that could not wake us yet.
+            shared.reactor.wake(token);
+        }
+        driver.register_conn(shared);
         cx.set_timer(token, TIMER_LOGIN, cx.now() + millis(LOGIN_TIMEOUT_MS));
-        pr_debug!("Connection of {peer} accepted");
+        pr_debug!("Connection of {} accepted", shared.peer);
         Ok(())
     }
 
     fn leave_half_open(&mut self) {
         if std::mem::take(&mut self.half_open) {
-            self.driver.login_over();
+            self.driver.login_over(&self.shared);
         }
     }
 
@@ -599,6 +614,12 @@ impl Conn {
                 }
             }
             ConnMsg::Created(made) => self.session_created(cx, made),
+            ConnMsg::RequestLogout => match &mut self.phase {
+                Phase::Full(ffp) => ffp.request_logout(LOGOUT_GRACE_MS),
+                // A login would lead to nothing, and a discovery session has no work that could be lost.
+                Phase::Login(_) => self.close(cx, CloseReason::Shutdown),
+                Phase::Creating(_) | Phase::Draining(_) | Phase::Leaving => {}
+            },
             ConnMsg::Close(reason) => self.close(cx, reason),
             ConnMsg::Gone => {
                 if matches!(self.phase, Phase::Leaving) {

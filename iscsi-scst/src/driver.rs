@@ -5,11 +5,13 @@
 use crate::accounts::Accounts;
 use crate::conn::{CloseReason, Conn, ConnMsg, ConnShared, NewSession};
 use crate::env::Env;
-use crate::login::{LoginResult, MAX_HALF_OPEN_LOGINS};
+use crate::half_open::HalfOpen;
+use crate::login::LoginResult;
 use crate::param::{KeyValues, TgtParams};
 use crate::pdu::{Isid, LoginStatus, Tsih};
 use crate::target::{Claim, IscsiTarget};
 use kshim::error::{Error, code};
+use kshim::kthread::{self, Kthread, WorkerQueue};
 use kshim::net::{Socket, TcpListener};
 use kshim::reactor::{Cx, ReactorHandle, Ready, Source, Token};
 use kshim::sync::{Completion, SpinLock};
@@ -32,6 +34,9 @@ const TRANSPORT_ID_FORMAT_PORT: u8 = 0x40;
 const ACCEPT_RETRY_MS: i64 = 100;
 /// Connections taken in one go before other sources get their turn.
 const ACCEPT_BATCH: usize = 64;
+/// How long initiators have to log out when the server stops. Those that know what they are asked for take some
+/// milliseconds, and others would not answer in an hour.
+pub const LOGOUT_GRACE_MS: i64 = 2000;
 /// How long [`IscsiDriver::stop`] waits for connections to drain.
 const STOP_TIMEOUT_S: i64 = 60;
 
@@ -44,13 +49,53 @@ pub struct IscsiDriver {
     conns: SpinLock<Vec<Weak<ConnShared>>>,
     /// Connections that exist, and whoever waits for none.
     conn_count: AtomicUsize,
-    half_open: AtomicUsize,
+    half_open: SpinLock<HalfOpen<ConnShared>>,
+    mgmt: Mgmt,
     discovery_accounts: SpinLock<Arc<Accounts>>,
     settings: SpinLock<Settings>,
     next_id: AtomicU64,
     next_tid: AtomicU32,
     stopping: AtomicBool,
     idle: Completion,
+}
+
+/// Work of the driver's management thread.
+type Work = Box<dyn FnOnce(&Arc<Core>) + Send>;
+
+/// The thread that registers and unregisters sessions. It is not the core's: an attribute's store, which runs there,
+/// waits for sessions to go.
+#[doc(alias = "target_mgmt_mutex")]
+struct Mgmt {
+    queue: Arc<WorkerQueue<Work>>,
+    thread: SpinLock<Option<Kthread>>,
+}
+
+impl Mgmt {
+    fn start(core: &Arc<Core>) -> Result<Self, Error> {
+        let queue: Arc<WorkerQueue<Work>> = Arc::new(WorkerQueue::new());
+        let (own, core) = (Arc::clone(&queue), Arc::clone(core));
+        let thread = kthread::run("iscsi_mgmt", move |stop| {
+            while let Some(work) = own.wait_next(stop) {
+                work(&core);
+            }
+        })?;
+        Ok(Self {
+            queue,
+            thread: SpinLock::new(Some(thread)),
+        })
+    }
+
+    fn post(&self, work: impl FnOnce(&Arc<Core>) + Send + 'static) {
+        self.queue.push(Box::new(work));
+    }
+
+    /// Ends the thread when it has done what it was given. Context: may sleep.
+    fn stop(&self) {
+        let thread = self.thread.lock().take();
+        if let Some(thread) = thread {
+            thread.stop();
+        }
+    }
 }
 
 /// What management says about the driver.
@@ -100,11 +145,12 @@ impl std::fmt::Debug for IscsiDriver {
 }
 
 impl IscsiDriver {
-    /// A driver whose connections live on `reactors`. Errors: EINVAL without reactors.
+    /// A driver whose connections live on `reactors`. Errors: EINVAL without reactors, EAGAIN (no thread to be had).
     pub fn new(core: Arc<Core>, reactors: Vec<ReactorHandle>) -> Result<Arc<Self>, Error> {
         if reactors.is_empty() {
             return Err(code::EINVAL);
         }
+        let mgmt = Mgmt::start(&core)?;
         Ok(Arc::new(Self {
             core,
             reactors,
@@ -112,7 +158,8 @@ impl IscsiDriver {
             portals: SpinLock::new(Vec::new()),
             conns: SpinLock::new(Vec::new()),
             conn_count: AtomicUsize::new(0),
-            half_open: AtomicUsize::new(0),
+            half_open: SpinLock::default(),
+            mgmt,
             discovery_accounts: SpinLock::new(Arc::default()),
             settings: SpinLock::default(),
             next_id: AtomicU64::new(1),
@@ -234,28 +281,55 @@ impl IscsiDriver {
         self.conn_count.load(Ordering::Acquire)
     }
 
-    /// Closes portals, then all connections, and waits until their sessions are unregistered. Answers whether all went
-    /// in time. Context: may sleep.
+    /// Removes a target: no login finds it any more, its sessions are closed, and its port is unregistered. Errors: Busy
+    /// (a session does not end in time; the target stays closed, and removing it may be tried again). Context: may
+    /// sleep, not on a reactor.
+    #[doc(alias = "target_del")]
+    pub fn remove_target(&self, target: &Arc<IscsiTarget>) -> Result<(), ConfigError> {
+        let shut = |conn: Arc<ConnShared>| conn.send(ConnMsg::Close(CloseReason::Shutdown));
+        target.close().into_iter().for_each(shut);
+        if !target.wait_empty(Delta::from_secs(STOP_TIMEOUT_S)) {
+            return Err(ConfigError::Busy(target.name().to_owned()));
+        }
+        self.core.unregister_target(target.tgt())?;
+        self.targets.lock().retain(|t| !Arc::ptr_eq(t, target));
+        Ok(())
+    }
+
+    /// Stops: closes portals, asks all initiators to log out, gives them [`LOGOUT_GRACE_MS`] for it, closes what is still
+    /// there, and waits until all sessions are unregistered. Answers whether all went in time. Context: may sleep.
     pub fn stop(&self) -> bool {
         self.stopping.store(true, Ordering::SeqCst);
         for p in std::mem::take(&mut *self.portals.lock()) {
             p.close();
         }
         for target in self.targets() {
-            for conn in target.close() {
-                conn.send(ConnMsg::Close(CloseReason::Shutdown));
-            }
+            target.close();
         }
-        let conns = std::mem::take(&mut *self.conns.lock());
-        for conn in conns.iter().filter_map(Weak::upgrade) {
-            conn.send(ConnMsg::Close(CloseReason::Shutdown));
+        self.tell_all(|| ConnMsg::RequestLogout);
+        if !self.wait_idle(Delta::from_millis(LOGOUT_GRACE_MS)) {
+            self.tell_all(|| ConnMsg::Close(CloseReason::Shutdown));
         }
-        if self.conn_count() == 0 {
-            return true;
+        let idle = self.wait_idle(Delta::from_secs(STOP_TIMEOUT_S));
+        if idle {
+            self.mgmt.stop();
         }
-        self.idle
-            .wait_for_completion_timeout(Delta::from_secs(STOP_TIMEOUT_S))
-            || self.conn_count() == 0
+        idle
+    }
+
+    fn tell_all(&self, msg: impl Fn() -> ConnMsg) {
+        let conns: Vec<_> = {
+            let conns = self.conns.lock();
+            conns.iter().filter_map(Weak::upgrade).collect()
+        };
+        for conn in conns {
+            conn.send(msg());
+        }
+    }
+
+    fn wait_idle(&self, limit: Delta) -> bool {
+        let is_idle = || self.conn_count() == 0;
+        is_idle() || self.idle.wait_for_completion_timeout(limit) || is_idle()
     }
 
     /// Hands an accepted socket to the least loaded reactor.
@@ -263,32 +337,36 @@ impl IscsiDriver {
         if self.stopping.load(Ordering::SeqCst) {
             return;
         }
-        if self.half_open.load(Ordering::Relaxed) >= MAX_HALF_OPEN_LOGINS {
-            pr_warn_ratelimited!("Too many logins under way, connection of {peer} closed");
-            return;
-        }
         let reactor = self.reactors.iter().min_by_key(|r| r.load());
         let Some(reactor) = reactor.cloned() else {
             return;
         };
-        self.half_open.fetch_add(1, Ordering::Relaxed);
+        // An error says that the peer has gone already.
+        let Ok(local) = sock.local_addr() else {
+            return;
+        };
+        let shared = Arc::new(ConnShared::new(self.next_id(), reactor.clone(), peer, local));
         self.conn_count.fetch_add(1, Ordering::AcqRel);
-        let driver = Arc::clone(self);
-        let handle = reactor.clone();
+        let crowded = self.half_open.lock().add(&peer, Arc::clone(&shared));
+        if let Some(oldest) = crowded {
+            pr_warn_ratelimited!("Too many logins under way, the oldest of {} ends", oldest.peer);
+            oldest.send(ConnMsg::Close(CloseReason::Crowded));
+        }
+        let (driver, conn) = (Arc::clone(self), Arc::clone(&shared));
         let posted = reactor.post(move |cx| {
-            if let Err(e) = Conn::start(&driver, cx, handle, sock, peer) {
+            if let Err(e) = Conn::start(&driver, cx, &conn, sock) {
                 pr_err_ratelimited!("Connection of {peer} cannot be taken: {e}");
-                driver.login_over();
+                driver.login_over(&conn);
                 driver.conn_gone();
             }
         });
         if !posted {
-            self.login_over();
+            self.login_over(&shared);
             self.conn_gone();
         }
     }
 
-    pub(crate) fn next_id(&self) -> u64 {
+    fn next_id(&self) -> u64 {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
@@ -300,13 +378,13 @@ impl IscsiDriver {
         conns.push(Arc::downgrade(conn));
         drop(conns);
         if self.stopping.load(Ordering::SeqCst) {
-            conn.send(ConnMsg::Close(CloseReason::Shutdown));
+            conn.send(ConnMsg::RequestLogout);
         }
     }
 
     /// A connection has left the login phase.
-    pub(crate) fn login_over(&self) {
-        self.half_open.fetch_sub(1, Ordering::Relaxed);
+    pub(crate) fn login_over(&self, conn: &Arc<ConnShared>) {
+        self.half_open.lock().remove(&conn.peer, conn);
     }
 
     /// A connection is gone for good.
@@ -327,8 +405,8 @@ impl IscsiDriver {
         login: &LoginResult<Arc<IscsiTarget>>,
     ) {
         let (driver, conn, login) = (Arc::clone(self), Arc::clone(conn), login.clone());
-        self.core
-            .post_mgmt(move |core| driver.claim_session(core, &conn, &login, false));
+        self.mgmt
+            .post(move |core| driver.claim_session(core, &conn, &login, false));
     }
 
     /// `reinstating`: an older session of the same initiator port ended for this one.
@@ -392,7 +470,7 @@ impl IscsiDriver {
             Err(e) => {
                 pr_err_ratelimited!("Session of {ini} refused: {e}");
                 if let Some(waiter) = target.release(conn) {
-                    core.post_mgmt(waiter);
+                    self.mgmt.post(waiter);
                 }
                 Err(LoginStatus::OutOfResources)
             }
@@ -403,17 +481,17 @@ impl IscsiDriver {
     /// Context: any.
     #[doc(alias = "iscsi_session_free")]
     pub(crate) fn remove_session(
-        &self,
+        self: &Arc<Self>,
         conn: &Arc<ConnShared>,
         target: &Arc<IscsiTarget>,
         sess: Arc<Session>,
     ) {
-        let (conn, target) = (Arc::clone(conn), Arc::clone(target));
-        self.core.post_mgmt(move |core| {
+        let (driver, conn, target) = (Arc::clone(self), Arc::clone(conn), Arc::clone(target));
+        self.mgmt.post(move |core| {
             core.unregister_session(&sess);
             drop(sess);
             if let Some(waiter) = target.release(&conn) {
-                core.post_mgmt(waiter);
+                driver.mgmt.post(waiter);
             }
             conn.send(ConnMsg::Gone);
         });

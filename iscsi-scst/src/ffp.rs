@@ -405,6 +405,18 @@ impl Ffp {
         self.queue(TxResp::new(pdu, TxData::Bytes(data)));
     }
 
+    /// Asks the initiator to log out within a time (RFC 7143 11.9.1, event 1), so that its other paths take over before
+    /// this one breaks. What it asks meanwhile is done. DIFFERS: SCST closes at once.
+    pub(crate) fn request_logout(&mut self, grace_ms: i64) {
+        let mut hdr = AsyncMsgHdr::new();
+        hdr.async_event = AsyncEvent::RequestLogout.code();
+        let secs = grace_ms.saturating_add(999) / 1000;
+        hdr.param3 = u16::try_from(secs).unwrap_or(u16::MAX).into();
+        let stat_sn = self.next_stat_sn();
+        hdr.set_sns(stat_sn, self.exp_cmd_sn, self.max_cmd_sn());
+        self.queue(TxResp::new(TxPdu::new(&hdr, 0, 0), TxData::None));
+    }
+
     /// Answers a logout; the connection closes when the answer is out.
     pub(crate) fn logout(&mut self, itt: Itt, response: LogoutResponse) {
         let mut hdr = LogoutRspHdr::new();

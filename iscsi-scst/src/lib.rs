@@ -20,6 +20,7 @@ mod data_out;
 pub mod driver;
 mod env;
 mod ffp;
+mod half_open;
 pub mod login;
 pub mod param;
 pub mod pdu;

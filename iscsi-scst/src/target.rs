@@ -9,7 +9,8 @@ use crate::param::{KeyValues, SessParams, SessionKey, TgtParams};
 use crate::pdu::{Cid, Isid, Tsih};
 use crate::portal::{PortalFilter, Redirection, full_initiator_name, portal_name};
 use kshim::error::{Result, code};
-use kshim::sync::SpinLock;
+use kshim::sync::{Completion, SpinLock};
+use kshim::time::Delta;
 use scst_core::core::Core;
 use scst_core::tgt::Tgt;
 use std::net::SocketAddr;
@@ -41,6 +42,8 @@ pub struct IscsiTarget {
     params: SpinLock<TgtParams>,
     accounts: SpinLock<Arc<Accounts>>,
     sessions: SpinLock<Sessions>,
+    /// It takes no sessions any more, and none is left.
+    emptied: Completion,
 }
 
 /// What management says about a target, but for its keys, parameters and accounts.
@@ -124,6 +127,7 @@ impl IscsiTarget {
             params: SpinLock::new(params),
             accounts: SpinLock::new(Arc::default()),
             sessions: SpinLock::new(Sessions::default()),
+            emptied: Completion::new(),
         }
     }
 
@@ -318,11 +322,17 @@ impl IscsiTarget {
             .entries
             .iter()
             .position(|e| Arc::ptr_eq(&e.conn, conn))?;
-        sessions
-            .entries
-            .swap_remove(at)
-            .successor
-            .map(|(_, waiter)| waiter)
+        let gone = sessions.entries.swap_remove(at);
+        if sessions.closed && sessions.entries.is_empty() {
+            self.emptied.complete_all();
+        }
+        gone.successor.map(|(_, waiter)| waiter)
+    }
+
+    /// Waits, once [`IscsiTarget::close`] was called, until no session is left. Answers whether that came in time.
+    pub(crate) fn wait_empty(&self, limit: Delta) -> bool {
+        let is_empty = || self.session_count() == 0;
+        is_empty() || self.emptied.wait_for_completion_timeout(limit) || is_empty()
     }
 
     /// Has all sessions closed but that of `conn`.

@@ -12,7 +12,9 @@ use std::sync::atomic::Ordering;
 use iscsi_scst::accounts::{Accounts, Secret};
 use kshim::error::code;
 use scst_core::core::LunParams;
-use wire::{Bed, F, IQN, Ini, NO_TAG, POLLERS, Pdu, TEXT, TEXT_RESPONSE};
+use wire::{Bed, F, IQN, Ini, NO_TAG, POLLERS, Pdu, R, TEXT, TEXT_RESPONSE, read10};
+
+const ASYNC: u8 = 0x32;
 
 const NOT_FOUND: Result<(), Option<u16>> = Err(Some(0x0203));
 
@@ -181,5 +183,48 @@ fn portals_may_be_of_ipv6() {
     let listed = format!("TargetName={IQN} TargetAddress={addr},1 ");
     assert_eq!(discover(&bed), listed, "only portals of the same family");
     bed.settle();
+    bed.stop();
+}
+
+#[test]
+fn a_stop_asks_initiators_to_log_out_and_waits_for_them() {
+    for poller in POLLERS {
+        let bed = Bed::new(poller);
+        let (mut polite, mut deaf) = (bed.login_as(1001, &[]), bed.login_as(1002, &[]));
+        let mut discovery = Ini::connect(bed.addr);
+        let driver = bed.driver.clone();
+        let stopping = std::thread::spawn(move || driver.stop());
+        for ini in [&mut polite, &mut deaf] {
+            let asked = ini.recv().expect("a request to log out");
+            assert_eq!((asked.opcode(), asked.bhs[36]), (ASYNC, 1));
+            assert_eq!(u16::from_be_bytes([asked.bhs[42], asked.bhs[43]]), 2, "seconds");
+        }
+        assert!(discovery.recv().is_none(), "a login under way is cut off");
+        // It is served until it goes.
+        let unit_attention = polite.command(0, F | R, 8192, read10(0, 16));
+        assert_eq!(polite.run(&unit_attention).status, 2);
+        let read = polite.command(0, F | R, 8192, read10(0, 16));
+        assert_eq!(polite.run(&read).data.len(), 8192);
+        polite.logout();
+        assert!(deaf.recv().is_none(), "who does not go is closed");
+        assert!(stopping.join().expect("the stop"));
+        bed.stop();
+    }
+}
+
+#[test]
+fn a_target_that_is_removed_takes_its_sessions_along() {
+    let bed = Bed::new(POLLERS[0]);
+    let mut ini = bed.login();
+    let other = (bed.driver)
+        .add_target("iqn.2026-01.org.example:other", None, Default::default(), Default::default())
+        .unwrap();
+    assert_eq!(other.tid(), 2);
+    bed.driver.remove_target(&bed.target).unwrap();
+    assert!(ini.recv().is_none());
+    assert_eq!(bed.target.session_count(), 0);
+    assert_eq!(login(&bed), NOT_FOUND);
+    assert_eq!(bed.driver.targets().len(), 1);
+    bed.driver.remove_target(&other).unwrap();
     bed.stop();
 }

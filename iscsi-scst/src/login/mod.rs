@@ -55,9 +55,14 @@ pub const LOGIN_TIMEOUT_MS: u64 = 30_000;
 /// How long a discovery session may say nothing. Its work is one question.
 pub const DISCOVERY_IDLE_TIMEOUT_MS: u64 = 60_000;
 
-/// Connections that may be in login or discovery at a time; more are closed on accept.
+/// Connections that may be in login or discovery at a time; for one more the oldest of the peer that has most is
+/// closed.
 #[doc(alias = "INCOMING_MAX")]
-pub const MAX_HALF_OPEN_LOGINS: usize = 256;
+pub const MAX_HALF_OPEN_LOGINS: usize = 2048;
+
+/// Connections that one address (of IPv6: one network of 64 bits) may have in login or discovery at a time; for one
+/// more its oldest is closed. A host with as many LUNs and paths logs in to all at once.
+pub const MAX_HALF_OPEN_PER_PEER: usize = 1024;
 
 /// Request PDUs that one login may take: every key alone in a PDU of its own, and authentication.
 pub const MAX_LOGIN_PDUS: u32 = 64;
