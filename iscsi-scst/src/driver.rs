@@ -345,11 +345,19 @@ impl IscsiDriver {
         let Ok(local) = sock.local_addr() else {
             return;
         };
-        let shared = Arc::new(ConnShared::new(self.next_id(), reactor.clone(), peer, local));
+        let shared = Arc::new(ConnShared::new(
+            self.next_id(),
+            reactor.clone(),
+            peer,
+            local,
+        ));
         self.conn_count.fetch_add(1, Ordering::AcqRel);
         let crowded = self.half_open.lock().add(&peer, Arc::clone(&shared));
         if let Some(oldest) = crowded {
-            pr_warn_ratelimited!("Too many logins under way, the oldest of {} ends", oldest.peer);
+            pr_warn_ratelimited!(
+                "Too many logins under way, the oldest of {} ends",
+                oldest.peer
+            );
             oldest.send(ConnMsg::Close(CloseReason::Crowded));
         }
         let (driver, conn) = (Arc::clone(self), Arc::clone(&shared));

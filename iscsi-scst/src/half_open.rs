@@ -111,12 +111,22 @@ mod tests {
             assert!(half_open.add(&crowd, Arc::clone(conn)).is_none());
         }
         let newest = Arc::new(1_000_000);
-        assert_eq!(half_open.add(&crowd, Arc::clone(&newest)).as_deref(), Some(&0));
+        assert_eq!(
+            half_open.add(&crowd, Arc::clone(&newest)).as_deref(),
+            Some(&0)
+        );
         assert_eq!(half_open.len(), MAX_HALF_OPEN_PER_PEER + 1);
         half_open.remove(&crowd, &conns[0]);
-        assert_eq!(half_open.len(), MAX_HALF_OPEN_PER_PEER + 1, "it went before");
+        assert_eq!(
+            half_open.len(),
+            MAX_HALF_OPEN_PER_PEER + 1,
+            "it went before"
+        );
         half_open.remove(&crowd, &newest);
-        assert!(half_open.add(&crowd, newest).is_none(), "there is room again");
+        assert!(
+            half_open.add(&crowd, newest).is_none(),
+            "there is room again"
+        );
     }
 
     #[test]
@@ -145,8 +155,14 @@ mod tests {
 
     #[test]
     fn an_ipv6_network_is_one_peer() {
-        assert_eq!(Peer::of(&addr("2001:db8::1")), Peer::of(&addr("2001:db8::ffff")));
-        assert_ne!(Peer::of(&addr("2001:db8::1")), Peer::of(&addr("2001:db8:0:1::1")));
+        assert_eq!(
+            Peer::of(&addr("2001:db8::1")),
+            Peer::of(&addr("2001:db8::ffff"))
+        );
+        assert_ne!(
+            Peer::of(&addr("2001:db8::1")),
+            Peer::of(&addr("2001:db8:0:1::1"))
+        );
         assert_ne!(Peer::of(&addr("192.0.2.1")), Peer::of(&addr("192.0.2.2")));
     }
 

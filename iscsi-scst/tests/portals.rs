@@ -197,7 +197,11 @@ fn a_stop_asks_initiators_to_log_out_and_waits_for_them() {
         for ini in [&mut polite, &mut deaf] {
             let asked = ini.recv().expect("a request to log out");
             assert_eq!((asked.opcode(), asked.bhs[36]), (ASYNC, 1));
-            assert_eq!(u16::from_be_bytes([asked.bhs[42], asked.bhs[43]]), 2, "seconds");
+            assert_eq!(
+                u16::from_be_bytes([asked.bhs[42], asked.bhs[43]]),
+                2,
+                "seconds"
+            );
         }
         assert!(discovery.recv().is_none(), "a login under way is cut off");
         // It is served until it goes.
@@ -217,7 +221,12 @@ fn a_target_that_is_removed_takes_its_sessions_along() {
     let bed = Bed::new(POLLERS[0]);
     let mut ini = bed.login();
     let other = (bed.driver)
-        .add_target("iqn.2026-01.org.example:other", None, Default::default(), Default::default())
+        .add_target(
+            "iqn.2026-01.org.example:other",
+            None,
+            Default::default(),
+            Default::default(),
+        )
         .unwrap();
     assert_eq!(other.tid(), 2);
     bed.driver.remove_target(&bed.target).unwrap();
