@@ -19,6 +19,13 @@ pub fn machine_id() -> String {
     sys::machine_id()
 }
 
+/// A variable of the process's environment, unless it is not there or not text.
+///
+/// Context: any.
+pub fn env(name: &str) -> Option<String> {
+    crate::sys::linux::proc::env(name)
+}
+
 /// Number of CPUs that this process may run on: affinity and cgroup quota are taken into account. At least 1.
 ///
 /// Context: may sleep.

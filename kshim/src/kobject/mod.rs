@@ -37,6 +37,7 @@
 //! C header: `include/linux/kobject.h`, `include/linux/sysfs.h`, `fs/kernfs`
 
 mod attr;
+pub mod control;
 mod executor;
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,7 @@
 //! C headers: `include/linux/net.h` (`kernel_sendmsg`, `kernel_recvmsg`), `include/net/sock.h`.
 
 mod listener;
+mod local;
 mod rxbuf;
 mod send;
 mod socket;
@@ -18,6 +19,7 @@ mod socket;
 pub use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 pub use listener::{LISTEN_BACKLOG, TcpListener};
+pub use local::{LocalListener, LocalStream};
 pub use rxbuf::{RX_CHUNK, RxBuf};
 pub use send::{IoPart, MAX_IOV};
 pub use socket::{How, Keepalive, Socket};

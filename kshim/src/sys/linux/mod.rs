@@ -12,3 +12,4 @@ pub(crate) mod ring;
 pub mod signal;
 pub mod thread;
 pub mod time;
+pub(crate) mod unix;

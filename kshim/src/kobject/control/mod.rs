@@ -1,0 +1,29 @@
+//! The control socket: the view of a tree for other processes.
+//!
+//! [`Server`] listens on a local stream socket and serves one tree; [`Client`] is [`TreeOps`](super::tree::TreeOps) on
+//! top of a connection. The format of what passes is in `docs/control-protocol.md` and in `wire`.
+//!
+//! Whoever may connect may do everything, so only root and the user of the server may.
+
+mod client;
+mod server;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::path::PathBuf;
+
+pub use client::Client;
+pub use server::{MAX_CLIENTS, Server};
+pub use wire::VERSION;
+
+/// Where a server listens and a client looks if nothing else is said: `$SCST_CONTROL`, else `scst/control.sock` below
+/// `$XDG_RUNTIME_DIR`, else below `/run`.
+pub fn default_path() -> PathBuf {
+    let var = |name| crate::host::env(name).filter(|v| !v.is_empty());
+    if let Some(path) = var("SCST_CONTROL") {
+        return PathBuf::from(path);
+    }
+    let run = var("XDG_RUNTIME_DIR").unwrap_or_else(|| "/run".to_owned());
+    PathBuf::from(run).join("scst/control.sock")
+}
