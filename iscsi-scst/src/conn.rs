@@ -536,12 +536,20 @@ impl Conn {
             // The answer about the session comes in any case, and ends the connection then.
             Phase::Creating(_) | Phase::Leaving => self.shutdown(),
             Phase::Full(ffp) => {
+                if reason == CloseReason::Reinstated {
+                    ffp.sess.retain();
+                }
                 self.shutdown();
                 cx.cancel_timer(cx.token(), TIMER_NOP);
                 cx.cancel_timer(cx.token(), TIMER_RSP);
                 self.drain(ffp);
             }
-            Phase::Draining(ffp) => self.phase = Phase::Draining(ffp),
+            Phase::Draining(ffp) => {
+                if reason == CloseReason::Reinstated {
+                    ffp.sess.retain();
+                }
+                self.phase = Phase::Draining(ffp);
+            }
         }
     }
 

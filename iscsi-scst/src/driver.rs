@@ -9,7 +9,7 @@ use crate::half_open::HalfOpen;
 use crate::login::LoginResult;
 use crate::param::{KeyValues, TgtParams};
 use crate::pdu::{Isid, LoginStatus, Tsih};
-use crate::target::{Claim, IscsiTarget};
+use crate::target::{Claim, IscsiTarget, Waiter};
 use kshim::error::{Error, code};
 use kshim::kthread::{self, Kthread, WorkerQueue};
 use kshim::net::{Socket, TcpListener};
@@ -19,6 +19,7 @@ use kshim::time::Delta;
 use kshim::{pr_err_ratelimited, pr_info, pr_warn_ratelimited};
 use scst_core::core::{ConfigError, Core};
 use scst_core::pres::PROTOCOL_ISCSI;
+use scst_core::retained::RetainedStates;
 use scst_core::sense::{self, Sense};
 use scst_core::session::Session;
 use scst_core::template::TgtTemplate;
@@ -96,6 +97,13 @@ impl Mgmt {
             thread.stop();
         }
     }
+}
+
+/// The session in whose place a login comes.
+enum Predecessor {
+    None,
+    /// One of the same initiator port, with what it left.
+    Ended(Option<RetainedStates>),
 }
 
 /// What management says about the driver.
@@ -414,22 +422,22 @@ impl IscsiDriver {
     ) {
         let (driver, conn, login) = (Arc::clone(self), Arc::clone(conn), login.clone());
         self.mgmt
-            .post(move |core| driver.claim_session(core, &conn, &login, false));
+            .post(move |core| driver.claim_session(core, &conn, &login, Predecessor::None));
     }
 
-    /// `reinstating`: an older session of the same initiator port ended for this one.
     fn claim_session(
         self: &Arc<Self>,
         core: &Arc<Core>,
         conn: &Arc<ConnShared>,
         login: &LoginResult<Arc<IscsiTarget>>,
-        reinstating: bool,
+        old: Predecessor,
     ) {
         let target = Arc::clone(&login.target);
         let again = || {
             let (driver, conn, login) = (Arc::clone(self), Arc::clone(conn), login.clone());
-            Box::new(move |core: &Arc<Core>| driver.claim_session(core, &conn, &login, true))
-                as Box<dyn FnOnce(&Arc<Core>) + Send>
+            Box::new(move |core: &Arc<Core>, old: Option<RetainedStates>| {
+                driver.claim_session(core, &conn, &login, Predecessor::Ended(old));
+            }) as Waiter
         };
         if conn.is_closing() {
             return conn.send(ConnMsg::Created(Err(LoginStatus::TargetError)));
@@ -437,12 +445,14 @@ impl IscsiDriver {
         match target.claim(login, conn, again) {
             Claim::Granted(tsih) => {
                 // What a new nexus hears first (SAM-5 5.14).
-                let ua = if reinstating {
-                    sense::NEXUS_LOSS_UA
-                } else {
-                    sense::RESET_UA
+                let ua = match old {
+                    Predecessor::Ended(_) => sense::NEXUS_LOSS_UA,
+                    Predecessor::None => sense::RESET_UA,
                 };
                 let made = self.register_session(core, conn, login, tsih, ua);
+                if let (Predecessor::Ended(Some(old)), Ok(new)) = (old, &made) {
+                    old.pass_to(&new.sess);
+                }
                 conn.send(ConnMsg::Created(made));
             }
             Claim::Waiting { old, given_up } => {
@@ -478,7 +488,7 @@ impl IscsiDriver {
             Err(e) => {
                 pr_err_ratelimited!("Session of {ini} refused: {e}");
                 if let Some(waiter) = target.release(conn) {
-                    self.mgmt.post(waiter);
+                    self.mgmt.post(move |core| waiter(core, None));
                 }
                 Err(LoginStatus::OutOfResources)
             }
@@ -496,10 +506,10 @@ impl IscsiDriver {
     ) {
         let (driver, conn, target) = (Arc::clone(self), Arc::clone(conn), Arc::clone(target));
         self.mgmt.post(move |core| {
-            core.unregister_session(&sess);
+            let retained = core.unregister_session(&sess);
             drop(sess);
             if let Some(waiter) = target.release(&conn) {
-                driver.mgmt.post(waiter);
+                driver.mgmt.post(move |core| waiter(core, retained));
             }
             conn.send(ConnMsg::Gone);
         });

@@ -71,6 +71,8 @@ pub struct SessParams {
     pub header_digest: bool,
     /// CRC32C over data.
     pub data_digest: bool,
+    /// iSCSIProtocolLevel: 1 is RFC 7143, 2 has the task management functions of RFC 7144.
+    pub protocol_level: u32,
 }
 
 impl SessParams {
@@ -113,9 +115,21 @@ impl From<&KeyValues> for SessParams {
             error_recovery_level: number(K::ErrorRecoveryLevel),
             header_digest: crc(K::HeaderDigest),
             data_digest: crc(K::DataDigest),
+            protocol_level: PROTOCOL_LEVEL_DEFAULT,
         }
     }
 }
+
+/// iSCSIProtocolLevel of a session that did not negotiate it (RFC 7144 6.1.1).
+pub const PROTOCOL_LEVEL_DEFAULT: u32 = 1;
+/// The highest iSCSIProtocolLevel here.
+pub const PROTOCOL_LEVEL_MAX: u32 = 2;
+/// The highest iSCSIProtocolLevel that there can be.
+const PROTOCOL_LEVEL_LIMIT: u32 = 31;
+
+/// Values of TaskReporting that are done here (RFC 7143 13.23). The responses of a session have one order, that of its
+/// one connection, so that each waits for those before it anyway.
+const TASK_REPORTING: [&str; 2] = ["ResponseFence", "RFC3720"];
 
 /// What to do about an offered key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -170,6 +184,7 @@ enum KeyState {
 pub struct Negotiation {
     values: KeyValues,
     states: [KeyState; SESSION_KEY_COUNT],
+    protocol_level: u32,
 }
 
 impl Negotiation {
@@ -179,6 +194,7 @@ impl Negotiation {
         Self {
             values: local,
             states: [KeyState::Start; SESSION_KEY_COUNT],
+            protocol_level: PROTOCOL_LEVEL_DEFAULT,
         }
     }
 
@@ -204,7 +220,8 @@ impl Negotiation {
     pub fn negotiate(&mut self, name: &str, value: &str) -> Result<Answer, NegotiationError> {
         let key = match SessionKey::by_name(name) {
             // MaxXmitDataSegmentLength is SCST's name for the peer's MaxRecvDataSegmentLength, never on the wire.
-            None | Some(SessionKey::MaxXmitDataSegmentLength) => {
+            None => return Ok(self.later_key(name, value)),
+            Some(SessionKey::MaxXmitDataSegmentLength) => {
                 return Ok(Answer::fixed(NOT_UNDERSTOOD));
             }
             Some(SessionKey::MaxRecvDataSegmentLength) => {
@@ -230,6 +247,25 @@ impl Negotiation {
         let agreed = self.values.combine(key, info.clamp(theirs));
         self.set_state(key, KeyState::Answered);
         Ok(Answer::Reply(info.format(agreed)))
+    }
+
+    /// Keys that SCST does not know. DIFFERS: it says NotUnderstood to these, too.
+    fn later_key(&mut self, name: &str, value: &str) -> Answer {
+        match name {
+            "TaskReporting" => {
+                let known = |item: &str| TASK_REPORTING.iter().find(|v| **v == item);
+                let first = value.split(',').find_map(known);
+                Answer::fixed(first.copied().unwrap_or(REJECT))
+            }
+            "iSCSIProtocolLevel" => match value.parse::<u32>() {
+                Ok(level) if level <= PROTOCOL_LEVEL_LIMIT => {
+                    self.protocol_level = level.min(PROTOCOL_LEVEL_MAX);
+                    Answer::Reply(self.protocol_level.to_string().into())
+                }
+                _ => Answer::fixed(REJECT),
+            },
+            _ => Answer::fixed(NOT_UNDERSTOOD),
+        }
     }
 
     /// The initiator declares the largest data segment it takes; ours is then declared in turn.
@@ -267,7 +303,10 @@ impl Negotiation {
                 *slot = info.rfc_default;
             }
         }
-        SessParams::from(&values)
+        SessParams {
+            protocol_level: self.protocol_level,
+            ..SessParams::from(&values)
+        }
     }
 }
 
@@ -462,7 +501,17 @@ mod tests {
             ("RDMAExtensions", "No", "No"),
             ("MaxXmitDataSegmentLength", "512", "NotUnderstood"),
             ("TargetRecvDataSegmentLength", "8192", "512"),
-            ("TaskReporting", "RFC3720", "NotUnderstood"),
+            ("TaskReporting", "RFC3720", "RFC3720"),
+            (
+                "TaskReporting",
+                "FastAbort,ResponseFence,RFC3720",
+                "ResponseFence",
+            ),
+            ("TaskReporting", "FastAbort", "Reject"),
+            ("iSCSIProtocolLevel", "1", "1"),
+            ("iSCSIProtocolLevel", "31", "2"),
+            ("iSCSIProtocolLevel", "32", "Reject"),
+            ("iSCSIProtocolLevel", "two", "Reject"),
         ] {
             assert_eq!(offer(name, value), reply(answer), "{name}={value}");
         }

@@ -163,6 +163,14 @@ impl PendingRequests {
         found
     }
 
+    /// Whether there are commands that come before `cmd_sn`.
+    pub(crate) fn has(&self, cmd_sn: CmdSn, wanted: impl Fn(&ScsiCmdHdr) -> bool) -> bool {
+        self.by_sn.iter().any(|(sn, slot)| {
+            let command = slot.as_ref().and_then(PendingRequest::command);
+            CmdSn(*sn).precedes(cmd_sn) && command.is_some_and(&wanted)
+        })
+    }
+
     /// The request with this number will not come.
     pub(crate) fn consider_received(&mut self, sn: CmdSn) {
         self.by_sn.entry(sn.0).or_insert(None);

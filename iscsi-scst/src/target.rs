@@ -12,12 +12,13 @@ use kshim::error::{Result, code};
 use kshim::sync::{Completion, SpinLock};
 use kshim::time::Delta;
 use scst_core::core::Core;
+use scst_core::retained::RetainedStates;
 use scst_core::tgt::Tgt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// What to do when a session that stands in the way is gone.
-type Waiter = Box<dyn FnOnce(&Arc<Core>) + Send>;
+pub(crate) type Waiter = Box<dyn FnOnce(&Arc<Core>, Option<RetainedStates>) + Send>;
 
 /// A session as the target knows it: from the moment its login is accepted until it is unregistered.
 struct SessEntry {

@@ -98,7 +98,8 @@ impl Ffp {
             Err(response) => return self.tm_response(cmd_sn, itt, response),
         };
         let lun = Lun::unpack(&hdr.lun).map(Lun::get);
-        let Some(lun) = lun.or((function == TmFunction::TargetReset).then_some(0)) else {
+        let for_all = matches!(function, TmFunction::TargetReset | TmFunction::NexusReset);
+        let Some(lun) = lun.or(for_all.then_some(0)) else {
             return self.tm_response(cmd_sn, itt, TmfResponse::LunDoesNotExist);
         };
         let tgt_priv = self.tm.add(TmRequest {
@@ -117,6 +118,10 @@ impl Ffp {
         });
     }
 
+    fn has_rfc7144(&self) -> bool {
+        self.params.protocol_level >= 2
+    }
+
     /// What the core is to do for a request. Requests that wait for their turn are ended here: the core does not know
     /// them.
     fn tm_function(
@@ -133,11 +138,28 @@ impl Ffp {
                 }
                 return Ok((TmFunction::AbortTask, code));
             }
+            // DIFFERS: SCST knows none of RFC 7144.
+            TmfFunction::QueryTask if self.has_rfc7144() => {
+                if self.pending.has(cmd_sn, |c| c.itt() == rtt) {
+                    return Err(TmfResponse::FunctionSucceeded);
+                }
+                return Ok((TmFunction::QueryTask, code));
+            }
             TmfFunction::TaskReassign => return Err(TmfResponse::ReassignmentNotSupported),
             _ if rtt != Itt::RESERVED => return Err(TmfResponse::FunctionRejected),
             TmfFunction::AbortTaskSet => TmFunction::AbortTaskSet,
             TmfFunction::ClearTaskSet => TmFunction::ClearTaskSet,
             TmfFunction::ClearAca => return Ok((TmFunction::ClearAca, code)),
+            TmfFunction::QueryTaskSet if self.has_rfc7144() => {
+                if self.pending.has(cmd_sn, |c| c.lun == hdr.lun) {
+                    return Err(TmfResponse::FunctionSucceeded);
+                }
+                return Ok((TmFunction::QueryTaskSet, code));
+            }
+            TmfFunction::ITNexusReset if self.has_rfc7144() => {
+                self.pending.abort(cmd_sn, |_| true);
+                return Ok((TmFunction::NexusReset, code));
+            }
             TmfFunction::LogicalUnitReset => TmFunction::LunReset,
             TmfFunction::TargetWarmReset | TmfFunction::TargetColdReset => {
                 self.pending.abort(cmd_sn, |_| true);
@@ -170,6 +192,7 @@ impl Ffp {
         };
         let response = match mcmd.status() {
             TmStatus::Success => TmfResponse::FunctionComplete,
+            TmStatus::Succeeded => TmfResponse::FunctionSucceeded,
             TmStatus::TaskNotExist if self.consider_received(&request) => {
                 TmfResponse::FunctionComplete
             }

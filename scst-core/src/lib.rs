@@ -35,6 +35,7 @@ pub mod overlap;
 pub mod parking;
 pub mod pres;
 mod reserve;
+pub mod retained;
 pub mod sense;
 pub mod session;
 pub mod sgv;

@@ -178,7 +178,9 @@ impl Reservations {
             state.without_tid = state.without_tid.saturating_sub(1);
         }
         state.pr.detach(t.reservations.id);
-        if state.spc2 == Some(sess.id) && !state.nexuses.iter().any(|n| n.sess == sess.id) {
+        let retained = sess.retained.load(Ordering::Acquire);
+        let last = !state.nexuses.iter().any(|n| n.sess == sess.id);
+        if state.spc2 == Some(sess.id) && last && !retained {
             state.spc2 = None;
         }
         state.publish();
@@ -215,9 +217,26 @@ impl Reservations {
         }
     }
 
-    /// Ends the SPC-2 reservation of a session: its nexus is lost. Context: any.
+    /// Gives the SPC-2 reservation of a session that has ended to its successor. Context: any.
+    pub(crate) fn pass(&self, from: u64, to: &Session) {
+        let mut state = self.state.lock();
+        if state.spc2 == Some(from) {
+            state.spc2 = Some(to.id);
+            state.publish();
+        }
+    }
+
+    /// Ends the SPC-2 reservation that a session left to a successor which has not come. Context: any.
+    pub(crate) fn release_retained(&self, of: u64) {
+        Self::end_spc2(&mut self.state.lock(), |holder| holder == of);
+    }
+
+    /// Ends the SPC-2 reservation of a session whose nexus is lost, unless a successor will have it. Context: any.
     #[doc(alias = "scst_clear_reservation")]
     pub(crate) fn nexus_loss(&self, sess: &Session) {
+        if sess.retained.load(Ordering::Acquire) {
+            return;
+        }
         Self::end_spc2(&mut self.state.lock(), |holder| holder == sess.id);
     }
 

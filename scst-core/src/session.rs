@@ -17,7 +17,7 @@ use crate::ua::UaScope;
 use kshim::sync::SpinLock;
 use kshim::sync::rcu::{self, Rcu};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// The LUN map of a session, read without a lock: LUNs below [`LunTable::DIRECT`] by index, others by search.
 #[doc(alias = "sess_tgt_dev_list")]
@@ -91,6 +91,8 @@ pub struct Session {
     pub stats: IoStats,
     /// Serialises delivery of unit attentions that all LUNs share.
     ua_scope: UaScope,
+    /// A successor takes its place: see [`crate::retained`].
+    pub(crate) retained: AtomicBool,
     /// The transport's own name of the session.
     pub tgt_priv: u64,
     /// Its directory in the management tree.
@@ -130,6 +132,7 @@ impl Session {
             list_ids: Arc::default(),
             stats: IoStats::new(),
             ua_scope: UaScope::new(),
+            retained: AtomicBool::new(false),
             tgt_priv,
             kobj: KobjSlot::default(),
         };

@@ -126,6 +126,7 @@ impl Player {
             TmStatus::TaskNotExist => 1,
             TmStatus::LunNotExist => 2,
             TmStatus::FnNotSupported => 5,
+            TmStatus::Succeeded => 7,
             TmStatus::Rejected | TmStatus::Failed => REJECTED,
         }
     }

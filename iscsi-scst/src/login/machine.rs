@@ -13,7 +13,7 @@ use crate::pdu::{
     RejectReason, Request, Tsih, pad_len,
 };
 use crate::sn::{CmdSn, StatSn};
-use crate::text::{self, NOT_UNDERSTOOD, Pair, REJECT, TextBuf, TextError, TextFull};
+use crate::text::{self, IRRELEVANT, NOT_UNDERSTOOD, Pair, REJECT, TextBuf, TextError, TextFull};
 
 /// Keys that the negotiation passes over in silence: login itself reads them, or they belong to iSER.
 #[doc(alias = "login_keys")]
@@ -27,6 +27,9 @@ const LOGIN_KEYS: [&str; 8] = [
     "TaggedBufferForSolicitedDataOnly",
     "iSERHelloRequired",
 ];
+
+/// Keys that mean nothing to a discovery session, of those that SCST does not know (RFC 7143 13.23, RFC 7144 6.1.1).
+const SESSION_ONLY: [&str; 2] = ["TaskReporting", "iSCSIProtocolLevel"];
 
 /// The portal group that every portal is in.
 const PORTAL_GROUP_TAG: &str = "1";
@@ -562,6 +565,10 @@ impl<T: Clone> Login<T> {
         for pair in text::pairs(text) {
             let pair = pair.map_err(|_| error())?;
             if is_login_key(&pair) || pair.key == "AuthMethod" {
+                continue;
+            }
+            if self.session_type == SessionType::Discovery && SESSION_ONLY.contains(&pair.key) {
+                answer.push(pair.key, IRRELEVANT)?;
                 continue;
             }
             let reply = match pair.check_limits() {

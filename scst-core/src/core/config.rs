@@ -14,6 +14,7 @@ use crate::dev_type::DevHandler;
 use crate::device::{DevPool, Device};
 use crate::lun::Lun;
 use crate::pres::TransportId;
+use crate::retained::RetainedStates;
 use crate::sense::{self, Sense};
 use crate::session::{LunTable, Session};
 use crate::template::TgtTemplate;
@@ -401,12 +402,14 @@ impl Core {
         Ok(sess)
     }
 
-    /// Unregisters a session that has no command left. What it had reserved is free again. Context: may sleep.
+    /// Unregisters a session that has no command left. What it had reserved is free again, unless it has a successor
+    /// ([`Session::retain`]), which gets what is answered. Context: may sleep.
     #[doc(alias = "scst_unregister_session")]
-    pub fn unregister_session(&self, sess: &Arc<Session>) {
+    pub fn unregister_session(&self, sess: &Arc<Session>) -> Option<RetainedStates> {
         // Not under the lock: it waits for the session's attributes.
         self.show(|tree| tree.session_removed(sess));
         let _config = self.config.lock();
+        let retained = RetainedStates::of(sess);
         let gone = sess.tgt_devs();
         sess.luns.replace(LunTable::default());
         sess.tgt()
@@ -419,6 +422,7 @@ impl Core {
         }
         let (ini, tgt) = (sess.initiator_name(), sess.tgt().name());
         pr_info!("Session unregistered: initiator {ini}, target {tgt}");
+        retained
     }
 
     #[doc(alias = "scst_alloc_add_tgt_dev")]

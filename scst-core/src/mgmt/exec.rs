@@ -26,6 +26,8 @@ pub(super) fn exec(mcmd: &Arc<MgmtCmd>) {
         TmFunction::AbortTask => abort_task(mcmd),
         TmFunction::NexusLossSess => abort_session(mcmd),
         TmFunction::TargetReset => target_reset(mcmd),
+        TmFunction::NexusReset => nexus_reset(mcmd),
+        TmFunction::QueryTask | TmFunction::QueryTaskSet => query(mcmd),
         TmFunction::AbortTaskSet
         | TmFunction::ClearTaskSet
         | TmFunction::ClearAca
@@ -247,10 +249,41 @@ fn abort_session(mcmd: &Arc<MgmtCmd>) {
     }
 }
 
+/// Aborts everything of the session; its other state goes as with a lost nexus.
+fn nexus_reset(mcmd: &Arc<MgmtCmd>) {
+    let sess = mcmd.session();
+    abort_cmds(mcmd, sess, Abort::ThisNexus, |_| true);
+    for t in sess.tgt_devs() {
+        clear_aca(&t, false);
+        unblock_aborted(&t.dev);
+        mcmd.notify(&t);
+    }
+}
+
+/// Looks for one command, or any, of the nexus at a logical unit; what came after the request does not count.
+fn query(mcmd: &Arc<MgmtCmd>) {
+    let p = mcmd.params();
+    let sess = mcmd.session();
+    if sess.lookup_tgt_dev(p.lun).is_none() {
+        mcmd.set_status(TmStatus::LunNotExist);
+        return;
+    }
+    let any = p.function == TmFunction::QueryTaskSet;
+    let found = sess.cmds.lock().iter().any(|c| {
+        let wanted = any || c.tag.load(Ordering::Acquire) == p.tag;
+        let older = is_older(mcmd, c.tgt_sn.load(Ordering::Acquire));
+        wanted && older && c.lun.load(Ordering::Acquire) == p.lun && c.live().is_some()
+    });
+    if found {
+        mcmd.set_status(TmStatus::Succeeded);
+    }
+}
+
 /// SCST_MCMD_STATE_AFFECTED_CMDS_DONE: no command concerned has effects any more.
 #[doc(alias = "scst_mgmt_affected_cmds_done")]
 pub(super) fn affected_cmds_done(mcmd: &Arc<MgmtCmd>) {
-    if mcmd.params().function == TmFunction::NexusLossSess {
+    let function = mcmd.params().function;
+    if matches!(function, TmFunction::NexusLossSess | TmFunction::NexusReset) {
         for t in mcmd.session().tgt_devs() {
             t.dev.reservations.nexus_loss(mcmd.session());
             t.check_set_ua(sense::NEXUS_LOSS_UA);

@@ -40,6 +40,12 @@ pub enum TmFunction {
     /// The nexus is lost: abort everything of the session, send nothing.
     #[doc(alias = "SCST_NEXUS_LOSS_SESS")]
     NexusLossSess,
+    /// Reset the nexus: abort everything of it, as if it were lost, but it goes on (SAM-5 7.6, RFC 7144).
+    NexusReset,
+    /// Whether one command of this nexus, named by its tag, is in the task set (SAM-5 7.9, RFC 7144).
+    QueryTask,
+    /// Whether any command of this nexus is in the task set (SAM-5 7.10, RFC 7144).
+    QueryTaskSet,
     /// Abort all commands of this nexus at one logical unit, for PREEMPT AND ABORT. Not for transports, and not told
     /// to them.
     #[doc(alias = "SCST_PR_ABORT_ALL")]
@@ -60,6 +66,8 @@ pub enum TmStatus {
     LunNotExist = 2,
     /// The function is not supported.
     FnNotSupported = 5,
+    /// Done, and the answer to the question is yes.
+    Succeeded = 7,
     /// Refused.
     Rejected = 254,
     /// Failed.
@@ -73,6 +81,7 @@ impl TmStatus {
             1 => Self::TaskNotExist,
             2 => Self::LunNotExist,
             5 => Self::FnNotSupported,
+            7 => Self::Succeeded,
             254 => Self::Rejected,
             _ => Self::Failed,
         }
