@@ -39,6 +39,7 @@
 mod attr;
 pub mod control;
 mod executor;
+pub mod fuse;
 #[cfg(test)]
 mod tests;
 pub mod tree;
@@ -98,7 +99,6 @@ impl Link {
 
 impl Node {
     /// A number that no other node of the tree has or had.
-    #[allow(dead_code, reason = "for views that need inode numbers")]
     pub(crate) fn ino(&self) -> u64 {
         match self {
             Node::Dir(k) => k.ino,

@@ -4,6 +4,7 @@ pub(crate) mod file;
 pub(crate) mod guard;
 pub(crate) mod host;
 pub(crate) mod mem;
+pub(crate) mod mount;
 pub(crate) mod net;
 pub mod poll;
 pub(crate) mod proc;
