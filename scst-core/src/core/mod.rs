@@ -48,6 +48,9 @@ pub struct CoreParams {
     /// ask for that (APTPL) are refused.
     #[doc(alias = "SCST_PR_DIR")]
     pub pr_dir: Option<PathBuf>,
+    /// Where handlers keep state over restarts (`/var/lib/scst`): what devices that are added by the management tree get
+    /// as `VdiskParams::state_dir`. Without it nothing is saved.
+    pub state_dir: Option<PathBuf>,
     /// How long a thread of a pool has nothing to do before it ends, in milliseconds.
     pub pool_idle_ms: u32,
 }
@@ -63,6 +66,7 @@ impl Default for CoreParams {
             threads: kshim::host::cpus(),
             setup_id: 0,
             pr_dir: None,
+            state_dir: None,
             pool_idle_ms: POOL_IDLE_MS,
         }
     }
