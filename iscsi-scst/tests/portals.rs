@@ -7,8 +7,6 @@
 
 mod wire;
 
-use std::sync::atomic::Ordering;
-
 use iscsi_scst::accounts::{Accounts, Secret};
 use kshim::error::code;
 use scst_core::core::LunParams;
@@ -129,10 +127,10 @@ fn a_disabled_driver_and_a_disabled_target_close_without_a_word() {
     bed.driver.set_enabled(false);
     assert_eq!(login(&bed), Err(None));
     bed.driver.set_enabled(true);
-    bed.target.tgt().enabled.store(false, Ordering::Release);
+    bed.core.enable_target(bed.target.tgt(), false).unwrap();
     assert_eq!(login(&bed), Err(None));
     assert_eq!(discover(&bed), "");
-    bed.target.tgt().enabled.store(true, Ordering::Release);
+    bed.core.enable_target(bed.target.tgt(), true).unwrap();
     assert_eq!(login(&bed), Ok(()));
     bed.settle();
     bed.stop();

@@ -174,6 +174,7 @@ pub mod code {
         ESRCH "No such process",
         EINTR "Interrupted system call",
         EIO "Input/output error",
+        EBADSLT "Invalid slot",
         ENXIO "No such device or address",
         E2BIG "Argument list too long",
         ENOEXEC "Exec format error",

@@ -2,6 +2,7 @@
 //!
 //! C source: `struct scst_dev_type` of `scst/include/scst.h`
 
+use crate::alua::TgState;
 use crate::cmd::{Cmd, ExecRes, ThreadsPoolType};
 use crate::device::Device;
 use crate::mgmt::MgmtCmd;
@@ -151,6 +152,14 @@ pub trait DevHandler: Send + Sync + 'static {
     fn as_any(&self) -> Option<&dyn Any> {
         None
     }
+
+    /// The state of the device's port group is about to change; commands see the old one. One for the whole group,
+    /// whatever the number of its ports. Context: may sleep, under `scst_dg_mutex`.
+    fn on_alua_state_change_start(&self, _dev: &Arc<Device>, _old: TgState, _new: TgState) {}
+
+    /// The state of the device's port group has changed; new commands see the new one. Context: may sleep, under
+    /// `scst_dg_mutex`.
+    fn on_alua_state_change_finish(&self, _dev: &Arc<Device>, _old: TgState, _new: TgState) {}
 
     /// Last look at an executed command. Context: reactor.
     fn dev_done(&self, _cmd: &mut Cmd) {}

@@ -2,6 +2,7 @@
 //!
 //! C source: `struct scst_device` of `scst/include/scst.h`, `scst_alloc_device` of `scst/src/scst_lib.c`
 
+use crate::alua::DgView;
 use crate::blocking::DevBlock;
 use crate::cmd::{Cmd, CmdThreads, ThreadsPoolType};
 use crate::consts::DEF_MAX_TGT_DEV_COMMANDS;
@@ -118,6 +119,10 @@ pub struct Device {
     pub(crate) pool: DevPool,
     /// SPC-2 and persistent reservations.
     pub(crate) reservations: Reservations,
+    /// The device's group, if it is in one.
+    pub(crate) alua: SpinLock<Option<Arc<DgView>>>,
+    /// Whether SET TARGET PORT GROUPS is supported (`expl_alua`).
+    pub expl_alua: AtomicBool,
     /// Set, under the configuration lock, when the device leaves the configuration.
     pub(crate) unregistered: AtomicBool,
     /// How much memory commands for this device may have (`scst_max_dev_cmd_mem`).
@@ -158,6 +163,8 @@ impl Device {
             tgt_devs: SpinLock::new(Vec::new()),
             pool,
             reservations: Reservations::default(),
+            alua: SpinLock::new(None),
+            expl_alua: AtomicBool::new(false),
             unregistered: AtomicBool::new(false),
             mem_lim,
             kobj: KobjSlot::default(),

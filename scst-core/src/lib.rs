@@ -17,6 +17,7 @@
 
 pub mod acg;
 pub mod acn;
+pub mod alua;
 pub mod blocking;
 mod caw;
 pub mod cdb;

@@ -3,10 +3,11 @@
 //! C source: `scst/src/scst_local_cmd.c`, `scst_report_luns_local` and `scst_request_sense_local` of
 //! `scst/src/scst_targ.c`
 
+use crate::alua::{self, Begun, Stpg};
 use crate::cdb::opcodes as op;
 use crate::cmd::Cmd;
 use crate::copy_mgr;
-use crate::lun::{AddrMethod, Lun, report_luns as lun_list_data};
+use crate::lun::{Lun, report_luns as lun_list_data};
 use crate::pres::{self, exec::PrAbort};
 use crate::reserve;
 use crate::sense::{self, SenseExtra};
@@ -30,6 +31,8 @@ pub(crate) enum LocalRes {
     NeedThread,
     /// It has its result, and its answer has to wait for these.
     Aborts(Arc<PrAbort>),
+    /// It waits until this is carried out.
+    Stpg(Arc<Stpg>),
 }
 
 /// Executes the command if it is one of the core's.
@@ -50,6 +53,17 @@ pub(crate) fn exec(cmd: &mut Cmd, may_sleep: bool) -> LocalRes {
         op::EXTENDED_COPY if cmd.copy.is_some() && !may_sleep => return LocalRes::NeedThread,
         op::EXTENDED_COPY => copy_mgr::exec(cmd),
         op::RECEIVE_COPY_RESULTS => copy_mgr::receive_copy_results(cmd),
+        op::MAINTENANCE_IN if cmd.cdb_byte(1) & 0x1F == op::MI_REPORT_TARGET_PGS => {
+            alua::exec_report(cmd);
+        }
+        op::MAINTENANCE_OUT if alua::is_stpg(cmd.cdb()) => {
+            if !may_sleep {
+                return LocalRes::NeedThread;
+            }
+            if let Begun::Waits(stpg) = alua::begin_stpg(cmd) {
+                return LocalRes::Stpg(stpg);
+            }
+        }
         _ => return LocalRes::NotLocal,
     }
     LocalRes::Completed
@@ -139,7 +153,7 @@ fn report_luns(cmd: &mut Cmd) {
 fn lun_list(sess: &Session, alloc_len: usize) -> Vec<u8> {
     let luns = sess.tgt_devs();
     let luns = luns.iter().filter_map(|t| Lun::new(t.lun));
-    lun_list_data(luns, AddrMethod::Peripheral, alloc_len)
+    lun_list_data(luns, sess.addr_method(), alloc_len)
 }
 
 /// REQUEST SENSE (SPC-4 6.39): a pending unit attention is the answer, in the format asked for. Without one the handler

@@ -2,7 +2,7 @@
 //!
 //! C source: `struct scst_session` of `scst/include/scst.h`
 
-use crate::acg::AcgId;
+use crate::acg::{AcgAttrs, AcgId, AcgRef};
 use crate::cmd::{Cmd, CmdHome, CmdShared, HomeId};
 use crate::copy_mgr::ListIds;
 use crate::core::{Core, InitWait};
@@ -73,13 +73,15 @@ pub struct Session {
     tgt: Arc<Tgt>,
     initiator_name: String,
     transport_id: Option<TransportId>,
-    pub(crate) acg: AcgId,
+    acg: AcgRef,
     pub(crate) home: Arc<dyn CmdHome>,
     pub(crate) home_id: HomeId,
     pub(crate) luns: Rcu<LunTable>,
     /// The shared halves of all commands ever made for the session and not yet dropped.
     #[doc(alias = "sess_cmd_list")]
     pub(crate) cmds: SpinLock<Vec<Arc<CmdShared>>>,
+    /// Nexuses whose LUN is gone, with commands that are not over.
+    pub(crate) retired: SpinLock<Vec<Arc<TgtDev>>>,
     /// Commands that came while activity was suspended.
     pub(crate) init_wait: InitWait,
     /// Names the session as the holder of a reservation; never 0.
@@ -119,7 +121,7 @@ impl Session {
     ) -> Self {
         let mut sess = Self {
             core,
-            acg: tgt.find_acg(initiator_name),
+            acg: AcgRef::new(tgt.find_acg(initiator_name)),
             tgt,
             initiator_name: initiator_name.to_owned(),
             transport_id: None,
@@ -127,6 +129,7 @@ impl Session {
             home,
             luns: Rcu::new(LunTable::default()),
             cmds: SpinLock::new(Vec::new()),
+            retired: SpinLock::new(Vec::new()),
             init_wait: InitWait::default(),
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             list_ids: Arc::default(),
@@ -156,6 +159,26 @@ impl Session {
     #[inline]
     pub fn tgt(&self) -> &Arc<Tgt> {
         &self.tgt
+    }
+
+    /// The group it belongs to now. Context: any.
+    pub fn acg(&self) -> AcgId {
+        self.acg.get()
+    }
+
+    /// The session moves to another group. Under the configuration lock.
+    pub(crate) fn set_acg(&self, id: AcgId) {
+        self.acg.set(id);
+    }
+
+    /// Attributes of its group. Context: any.
+    pub(crate) fn acg_attrs(&self) -> AcgAttrs {
+        self.tgt.acg_attrs(self.acg())
+    }
+
+    /// How LUNs are reported to it. Context: any.
+    pub(crate) fn addr_method(&self) -> AddrMethod {
+        self.acg_attrs().addr_method
     }
 
     /// The nexus of a LUN. Context: any.
@@ -190,13 +213,16 @@ impl Session {
     /// Has the transport tell the initiator of an event at a logical unit; false if it cannot. Context: any.
     #[doc(alias = "scst_alloc_aen")]
     pub(crate) fn report_aen(&self, lun: u64, d_sense: bool, s: Sense) -> bool {
+        if self.tgt.aen_disabled.load(Ordering::Relaxed) {
+            return false;
+        }
         let mut data = Vec::with_capacity(sense::STANDARD_SENSE_LEN);
         sense::build(&mut data, d_sense, s, SenseExtra::None);
-        let lun = Lun::new(lun).map_or([0; _], |lun| lun.pack(AddrMethod::Peripheral));
+        let lun = Lun::new(lun).map_or([0; _], |lun| lun.pack(self.addr_method()));
         self.home.report_aen(lun, data)
     }
 
-    /// Tells the initiator that the list of its LUNs has changed; `nexuses` are those that stay. Context: any.
+    /// Tells the initiator that the list of its LUNs has changed; `nexuses` are those that there are now. Context: any.
     #[doc(alias = "scst_report_luns_changed_sess")]
     pub(crate) fn report_luns_changed(&self, nexuses: &[Arc<TgtDev>]) {
         let s = sense::REPORTED_LUNS_DATA_CHANGED;

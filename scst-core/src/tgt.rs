@@ -2,7 +2,7 @@
 //!
 //! C source: `struct scst_tgt` of `scst/include/scst.h`
 
-use crate::acg::{Acg, AcgId};
+use crate::acg::{Acg, AcgAttrs, AcgId};
 use crate::acn::wildcmp;
 use crate::session::Session;
 use crate::sysfs::KobjSlot;
@@ -20,6 +20,18 @@ pub struct Tgt {
     pub rel_tgt_id: AtomicU16,
     /// Whether initiators may log in.
     pub enabled: AtomicBool,
+    /// Commands that concern the device's state are sent on to a peer.
+    #[doc(alias = "tgt_forward_src")]
+    pub forward_src: AtomicBool,
+    /// Commands come from a peer that has checked reservations.
+    #[doc(alias = "tgt_forward_dst")]
+    pub forward_dst: AtomicBool,
+    /// Initiators hear of events by unit attentions only.
+    #[doc(alias = "tgt_aen_disabled")]
+    pub aen_disabled: AtomicBool,
+    /// The administrator's own text.
+    #[doc(alias = "tgt_comment")]
+    pub(crate) comment: SpinLock<Option<String>>,
     /// The default group first, then the others. Changed only under the configuration lock.
     pub(crate) acgs: SpinLock<Vec<Acg>>,
     #[doc(alias = "sess_list")]
@@ -45,6 +57,10 @@ impl Tgt {
             template,
             rel_tgt_id: AtomicU16::new(rel_tgt_id),
             enabled: AtomicBool::new(false),
+            forward_src: AtomicBool::new(false),
+            forward_dst: AtomicBool::new(false),
+            aen_disabled: AtomicBool::new(false),
+            comment: SpinLock::new(None),
             acgs: SpinLock::new(vec![Acg::new(name)]),
             sessions: SpinLock::new(Vec::new()),
             kobj: KobjSlot::default(),
@@ -94,6 +110,45 @@ impl Tgt {
         let id = self.find_acg(initiator_name);
         let acgs = self.acgs.lock();
         acgs.iter().any(|a| a.id == id && !a.luns.is_empty())
+    }
+
+    /// The administrator's own text. Context: any.
+    pub fn comment(&self) -> Option<String> {
+        self.comment.lock().clone()
+    }
+
+    /// Sets that text; none if it is empty. Context: any.
+    pub fn set_comment(&self, text: &str) {
+        *self.comment.lock() = (!text.is_empty()).then(|| text.to_owned());
+    }
+
+    /// The groups, the default one first: identity and name. Context: any.
+    pub fn acgs(&self) -> Vec<(AcgId, String)> {
+        let acgs = self.acgs.lock();
+        acgs.iter().map(|a| (a.id, a.name.clone())).collect()
+    }
+
+    /// The group of this name, but for the default one. Context: any.
+    #[doc(alias = "scst_tgt_find_acg")]
+    pub fn acg_by_name(&self, name: &str) -> Option<AcgId> {
+        let acgs = self.acgs.lock();
+        let mut named = acgs.iter().skip(1);
+        named.find(|a| a.name == name).map(|a| a.id)
+    }
+
+    /// Identity of the default group. Context: any.
+    pub fn default_acg_id(&self) -> AcgId {
+        let acgs = self.acgs.lock();
+        acgs.first()
+            .map(|a| a.id)
+            .expect("a target always has its default group")
+    }
+
+    /// Attributes of a group; the defaults if it is gone. Context: any.
+    pub fn acg_attrs(&self, id: AcgId) -> AcgAttrs {
+        let acgs = self.acgs.lock();
+        let acg = acgs.iter().find(|a| a.id == id);
+        acg.map(|a| a.attrs).unwrap_or_default()
     }
 
     /// A copy of a group.

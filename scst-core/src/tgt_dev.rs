@@ -10,8 +10,11 @@ use crate::sense::Sense;
 use crate::session::Session;
 use crate::sysfs::KobjSlot;
 use crate::ua::{UaPlace, UaQueue};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+
+/// In the count of commands: the nexus waits for the last one.
+const RETIRED: u32 = 1 << 31;
 
 static NEXT_NEXUS: AtomicU64 = AtomicU64::new(1);
 
@@ -33,8 +36,16 @@ pub struct TgtDev {
     pub(crate) reservations: Arc<NeededFlags>,
     #[doc(alias = "tgt_dev_cmd_count")]
     pub(crate) cmd_count: AtomicU32,
+    /// Whether the LUN was added read-only.
+    #[doc(alias = "acg_dev_rd_only")]
+    pub(crate) acg_rd_only: bool,
     #[doc(alias = "tgt_dev_rd_only")]
     pub(crate) rd_only: AtomicBool,
+    /// What the port group's state lets through; 0 for everything.
+    alua_filter: AtomicU8,
+    /// `black_hole` of the group; 0 for none.
+    #[doc(alias = "SCST_TGT_DEV_BLACK_HOLE")]
+    black_hole: AtomicU8,
     #[doc(alias = "active_cmd_threads")]
     pub(crate) threads: Arc<CmdThreads>,
     /// Its directory in the management tree, below the session's.
@@ -68,7 +79,10 @@ impl TgtDev {
             ua: UaQueue::new(),
             reservations: NeededFlags::new(),
             cmd_count: AtomicU32::new(0),
+            acg_rd_only: rd_only,
             rd_only: AtomicBool::new(rd_only),
+            alua_filter: AtomicU8::new(0),
+            black_hole: AtomicU8::new(0),
             threads,
             kobj: KobjSlot::default(),
         }
@@ -82,7 +96,51 @@ impl TgtDev {
     /// Commands between LUN translation and their end.
     #[inline]
     pub fn active_commands(&self) -> u32 {
-        self.cmd_count.load(Ordering::Relaxed)
+        self.cmd_count.load(Ordering::Relaxed) & !RETIRED
+    }
+
+    /// A command comes; answers how many there were before. In the read section in which the nexus was looked up.
+    #[inline]
+    pub(crate) fn count_cmd(&self) -> u32 {
+        self.cmd_count.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A command is over. Answers whether somebody waits for that ([`Self::retire`]).
+    #[inline]
+    #[must_use]
+    pub(crate) fn uncount_cmd(&self) -> bool {
+        self.cmd_count.fetch_sub(1, Ordering::Release) == RETIRED | 1
+    }
+
+    /// No command comes any more: the LUN is gone, and a grace period over. From now on the last one is told.
+    pub(crate) fn retire(&self) {
+        self.cmd_count.fetch_or(RETIRED, Ordering::AcqRel);
+    }
+
+    /// Whether the LUN is gone.
+    #[inline]
+    pub(crate) fn is_retired(&self) -> bool {
+        self.cmd_count.load(Ordering::Relaxed) & RETIRED != 0
+    }
+
+    /// What the port group's state lets through.
+    #[inline]
+    pub(crate) fn alua_filter(&self) -> u8 {
+        self.alua_filter.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_alua_filter(&self, filter: u8) {
+        self.alua_filter.store(filter, Ordering::Relaxed);
+    }
+
+    /// The group's `black_hole`.
+    #[inline]
+    pub(crate) fn black_hole(&self) -> u8 {
+        self.black_hole.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_black_hole(&self, kind: u8) {
+        self.black_hole.store(kind, Ordering::Relaxed);
     }
 
     /// Whether the nexus has no command, and its task set none. Exact only while nothing moves. Context: any.

@@ -470,7 +470,7 @@ fn a_handler_that_refuses_a_nexus_fails_the_change() {
         .add_lun(&rig.tgt, group, dev, 5, LunParams::default())
         .expect("now");
     assert_eq!(a.clear_ua(0), [sense::REPORTED_LUNS_DATA_CHANGED]);
-    assert_eq!(a.clear_ua(5), [sense::POWERON_UA]);
+    assert_eq!(a.clear_ua(5), [sense::RESET_UA]);
     assert!(a.ask(&Spec::rw(READ, How::Inline).lun(5)).is_good());
     rig.core.del_lun(&rig.tgt, group, 5).expect("there");
     a.clear_ua(0);

@@ -101,7 +101,7 @@ impl Server {
             self.add_lun(&target, lun, spec)
                 .with_context(|| format!("LUN {lun}"))?;
         }
-        target.tgt().enabled.store(true, Ordering::Release);
+        self.core.enable_target(target.tgt(), true)?;
         self.listen(config, inherited)
     }
 

@@ -88,7 +88,7 @@ impl Bed {
             )
             .unwrap();
         }
-        target.tgt().enabled.store(true, Ordering::Release);
+        core.enable_target(target.tgt(), true).unwrap();
         let addr = driver.add_portal("127.0.0.1:0".parse().unwrap()).unwrap();
         Self {
             core,

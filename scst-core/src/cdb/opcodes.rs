@@ -14,6 +14,7 @@ pub const RESERVE_6: u8 = 0x16;
 pub const RELEASE_6: u8 = 0x17;
 pub const MODE_SENSE: u8 = 0x1A;
 pub const START_STOP: u8 = 0x1B;
+pub const RECEIVE_DIAGNOSTIC: u8 = 0x1C;
 pub const SEND_DIAGNOSTIC: u8 = 0x1D;
 pub const PREVENT_ALLOW_MEDIUM: u8 = 0x1E;
 pub const READ_CAPACITY: u8 = 0x25;

@@ -22,7 +22,8 @@ impl Cmd {
         AcaRequest {
             nexus: tgt_dev.nexus,
             queue_type: self.queue_type,
-            naca: self.naca(),
+            // Nobody could clear the ACA of a nexus whose LUN is gone.
+            naca: self.naca() && !tgt_dev.is_retired(),
             preempt_and_abort: pres::exec::is_preempt_and_abort(self),
             cmd: self.tag,
         }
@@ -137,6 +138,7 @@ impl Cmd {
         }
         sess.init_wait.release_aborted();
         sess.core.copy_mgr.release_aborted();
+        sess.core.alua.release_aborted();
     }
 
     /// The answer goes out, with its residual.

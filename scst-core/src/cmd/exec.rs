@@ -5,6 +5,7 @@
 
 use super::shared::{ABORTED, ABORTED_OTHER, DEVICE_TAS, SENT_FOR_EXEC};
 use super::{Cmd, CmdState, ExecCx, ExecRes, Next};
+use crate::alua;
 use crate::blocking::{Class, Enter, Place};
 use crate::cdb::{CdbFlags, opcodes as op};
 use crate::consts::{QueueType, SamStatus};
@@ -13,7 +14,6 @@ use crate::dev_type::ExecContext;
 use crate::local_cmd::{self, LocalRes};
 use crate::order::CheckSn;
 use crate::parking::Released;
-use crate::pres::exec::PrAbort;
 use crate::sense;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -68,6 +68,13 @@ impl Cmd {
             self.set_abnormal_done_state();
             return Next::Same(self);
         }
+        let filter = tgt_dev.alua_filter();
+        if filter != 0 {
+            match self.check_alua(filter) {
+                Ok(cmd) => self = cmd,
+                Err(next) => return next,
+            }
+        }
         let place = match self.queue_type {
             QueueType::HeadOfQueue => Place::Head,
             _ => Place::Tail,
@@ -79,6 +86,13 @@ impl Cmd {
             }
         } else if !self.block_ticket.is_on_device() {
             let class = self.block_class();
+            if class == Class::StrictlySerialized && alua::is_stpg(self.cdb()) {
+                let core = Arc::clone(&self.sess.core);
+                match core.alua.gate.enter(self) {
+                    Some(cmd) => self = cmd,
+                    None => return Next::Stop,
+                }
+            }
             match tgt_dev.dev.block.enter(self, class, place) {
                 Enter::Go(cmd) => self = cmd,
                 Enter::Queued { released } => {
@@ -99,6 +113,25 @@ impl Cmd {
         }
         self.state = CmdState::LocalExec;
         Next::Same(self)
+    }
+
+    /// Asks the filter of the port group's state.
+    #[doc(alias = "scst_check_alua")]
+    #[cold]
+    fn check_alua(mut self: Box<Self>, filter: u8) -> Result<Box<Self>, Next> {
+        let sense = match alua::check_filter(filter, self.cdb()) {
+            alua::Verdict::Go => return Ok(self),
+            alua::Verdict::Delay(_) if !self.marks.alua_delayed => {
+                self.marks.alua_delayed = true;
+                let core = Arc::clone(&self.sess.core);
+                let parked = core.alua.delayed.park(self);
+                return Err(parked.map_or(Next::Stop, Next::Same));
+            }
+            alua::Verdict::Delay(s) | alua::Verdict::Fail(s) => s,
+        };
+        self.set_sense(sense);
+        self.set_abnormal_done_state();
+        Err(Next::Same(self))
     }
 
     /// Ends the execution stage of a command that was aborted in time: it has no result, and no side effects.
@@ -136,7 +169,7 @@ impl Cmd {
     #[inline]
     fn check_local_events(&mut self, tgt_dev: &crate::tgt_dev::TgtDev) -> bool {
         let flags = self.op_flags();
-        if tgt_dev.reservations.conflicts(flags) {
+        if tgt_dev.reservations.conflicts(flags) && !self.comes_from_peer() {
             self.set_status(SamStatus::ReservationConflict);
             return true;
         }
@@ -162,6 +195,12 @@ impl Cmd {
         false
     }
 
+    /// Whether a peer has checked reservations already (`forward_dst`).
+    #[cold]
+    fn comes_from_peer(&self) -> bool {
+        self.sess.tgt().forward_dst.load(Ordering::Relaxed)
+    }
+
     /// CmdState::LocalExec: commands that the core executes for every handler.
     #[inline]
     pub(super) fn local_exec(mut self: Box<Self>, cx: &mut ExecCx<'_>) -> Next {
@@ -180,7 +219,10 @@ impl Cmd {
                     };
                 }
                 LocalRes::NeedThread => return Next::NeedThread(self),
-                LocalRes::Aborts(aborts) => return self.wait_for_aborts(aborts, cx),
+                LocalRes::Aborts(aborts) => {
+                    return self.wait_parked(cx, |cmd| aborts.park(cmd));
+                }
+                LocalRes::Stpg(stpg) => return self.wait_parked(cx, |cmd| stpg.park(cmd)),
                 LocalRes::NotLocal => {}
             }
         }
@@ -188,13 +230,13 @@ impl Cmd {
         Next::Same(self)
     }
 
-    /// PREEMPT AND ABORT has its result, and its answer waits for the aborts.
+    /// The command waits, for its answer or before it, until who parks it completes it.
     #[cold]
-    fn wait_for_aborts(mut self: Box<Self>, aborts: Arc<PrAbort>, cx: &mut ExecCx<'_>) -> Next {
+    fn wait_parked(mut self: Box<Self>, cx: &mut ExecCx<'_>, park: impl FnOnce(Box<Self>)) -> Next {
         let mut detached = self.ticket.detach();
         let order = self.tgt_dev.as_ref().map(|t| Arc::clone(&t.order));
         self.state = CmdState::ExecWait;
-        aborts.park(self);
+        park(self);
         if let Some(order) = order {
             cx.make_all_ready(order.post_exec(&mut detached));
         }

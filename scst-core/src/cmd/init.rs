@@ -2,8 +2,9 @@
 //!
 //! C source: `scst_rx_cmd`, `scst_cmd_init_done`, `__scst_init_cmd`, `scst_translate_lun` of `scst/src/scst_targ.c`
 
-use super::shared::CmdShared;
+use super::shared::{ABORTED, CmdShared};
 use super::{CdbBuf, Cmd, CmdMarks, CmdState, ExecCx, Next, SgvHeld};
+use crate::acg::BlackHole;
 use crate::blocking::BlockTicket;
 use crate::cdb::{self, CdbError, CdbFlags, CdbInfo};
 use crate::consts::{DataDirection, QueueType, SamStatus};
@@ -214,9 +215,10 @@ impl Cmd {
             self.set_abnormal_done_state();
             return Next::Same(self);
         };
+        let count = tgt_dev.count_cmd();
         drop(guard);
-        let count = tgt_dev.cmd_count.fetch_add(1, Ordering::Relaxed);
         let limit = tgt_dev.dev.max_tgt_dev_commands.load(Ordering::Relaxed);
+        let black_hole = tgt_dev.black_hole();
         self.tgt_dev = Some(tgt_dev);
         self.state = CmdState::Parse;
         if count >= limit {
@@ -226,13 +228,25 @@ impl Cmd {
             return Next::Same(self);
         }
         self.pre_parse();
-        if !self.check_aca() {
+        if (black_hole != 0 && self.falls_into(black_hole)) || !self.check_aca() {
             self.set_write_len();
             self.set_abnormal_done_state();
         } else if !self.completed {
             self.set_sn();
         }
         Next::Same(self)
+    }
+
+    /// Whether the command is swallowed (`black_hole`): it is aborted then, and never answered.
+    #[doc(alias = "acg_black_hole_type")]
+    #[cold]
+    fn falls_into(&mut self, black_hole: u8) -> bool {
+        let data_only = black_hole >= BlackHole::DataCmd as u8;
+        if data_only && self.data_direction == DataDirection::None {
+            return false;
+        }
+        self.shared.set(ABORTED);
+        true
     }
 
     #[cold]

@@ -97,6 +97,12 @@ pub(crate) struct CmdMarks {
     pub(crate) ua: Option<crate::sense::Sense>,
     /// Sense is to be fixed format whatever D_SENSE says.
     pub(crate) fixed_sense: bool,
+    /// Waited for the end of a state transition of its port group.
+    #[doc(alias = "already_transitioning")]
+    pub(crate) alua_delayed: bool,
+    /// Is the one SET TARGET PORT GROUPS that may be under way.
+    #[doc(alias = "cmd_on_global_stpg_list")]
+    pub(crate) in_stpg_gate: bool,
     /// The transport could not send the response.
     pub(crate) delivery_failed: bool,
 }

@@ -8,7 +8,6 @@ use super::{Cmd, CmdState, ExecCx, Next};
 use crate::consts::SamStatus;
 use crate::copy_mgr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 impl Cmd {
     /// CmdState::PreXmitResp1: the command's effects are over.
@@ -26,6 +25,9 @@ impl Cmd {
         }
         if std::mem::take(&mut self.marks.counted) {
             self.sess.core.cmd_ref.put();
+        }
+        if std::mem::take(&mut self.marks.in_stpg_gate) {
+            self.sess.core.alua.gate.leave();
         }
         let flags = self.shared.set(DONE);
         if flags & ABORTED != 0 {
@@ -129,7 +131,9 @@ impl Cmd {
                 self.dh_priv = None;
             }
             self.account(&tgt_dev);
-            tgt_dev.cmd_count.fetch_sub(1, Ordering::Release);
+            if tgt_dev.uncount_cmd() {
+                self.sess.core.nexus_drained();
+            }
         }
         self.sense.clear();
         let flags = self.shared.end();
@@ -170,10 +174,15 @@ impl Drop for Cmd {
             for cmd in released {
                 let _ = cmd.go_home();
             }
-            tgt_dev.cmd_count.fetch_sub(1, Ordering::Release);
+            if tgt_dev.uncount_cmd() {
+                self.sess.core.nexus_drained();
+            }
         }
         if self.marks.counted {
             self.sess.core.cmd_ref.put();
+        }
+        if self.marks.in_stpg_gate {
+            self.sess.core.alua.gate.leave();
         }
         let flags = self.shared.set(DONE);
         if flags & LIVE != 0 && self.shared.end() & ABORTED != 0 {

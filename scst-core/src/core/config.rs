@@ -1,25 +1,22 @@
-//! Changing the configuration: devices, targets, groups, LUN maps and sessions.
+//! Changing the configuration: devices, targets and sessions. LUN maps are changed in `luns`, groups in `groups`.
 //!
 //! Everything here runs under `scst_mutex` and may sleep, so transports call it through
 //! [`super::Core::post_mgmt`].
 //!
-//! C source: `scst/src/scst_main.c`, `scst_acg_add_lun` and friends of `scst/src/scst_lib.c`, `scst_init_session` of
-//! `scst/src/scst_targ.c`
+//! C source: `scst/src/scst_main.c`, `scst_init_session` of `scst/src/scst_targ.c`
 
 use super::Core;
-use crate::acg::{Acg, AcgDev, AcgId};
-use crate::cmd::{CmdHome, clear_aca};
+use crate::cmd::CmdHome;
 use crate::consts::MAX_NAME;
 use crate::dev_type::DevHandler;
 use crate::device::{DevPool, Device};
-use crate::lun::Lun;
 use crate::pres::TransportId;
 use crate::retained::RetainedStates;
-use crate::sense::{self, Sense};
+use crate::sense::Sense;
 use crate::session::{LunTable, Session};
 use crate::template::TgtTemplate;
 use crate::tgt::Tgt;
-use crate::tgt_dev::TgtDev;
+use kshim::error::code;
 use kshim::pr_info;
 use kshim::sync::rcu;
 use std::sync::atomic::Ordering;
@@ -52,6 +49,12 @@ pub enum ConfigError {
     /// The session's target or core is going away.
     #[error("Shutting down")]
     Shutdown,
+    /// Another target has the relative identifier.
+    #[error("Relative target id {0} is not unique")]
+    RelTgtIdTaken(u16),
+    /// A value that cannot be.
+    #[error("Invalid value \"{0}\"")]
+    InvalidValue(String),
     /// A handler or the host refused.
     #[error("{what}")]
     Host {
@@ -63,6 +66,24 @@ pub enum ConfigError {
     },
 }
 
+impl ConfigError {
+    /// The errno that SCST has for it.
+    pub fn errno(&self) -> kshim::error::Error {
+        match self {
+            Self::Exists(_) | Self::LunExists(..) => code::EEXIST,
+            Self::Busy(_) => code::EBUSY,
+            Self::Shutdown => code::ENODEV,
+            Self::RelTgtIdTaken(_) => code::EBADSLT,
+            Self::Host { source, .. } => *source,
+            Self::InvalidName(_)
+            | Self::NotFound(_)
+            | Self::LunRange(_)
+            | Self::LunNotFound(..)
+            | Self::InvalidValue(_) => code::EINVAL,
+        }
+    }
+}
+
 /// How a LUN is added to a group.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LunParams {
@@ -70,12 +91,14 @@ pub struct LunParams {
     pub read_only: bool,
 }
 
-fn host_error(what: impl Into<String>) -> impl FnOnce(kshim::error::Error) -> ConfigError {
+pub(super) fn host_error(
+    what: impl Into<String>,
+) -> impl FnOnce(kshim::error::Error) -> ConfigError {
     let what = what.into();
     move |source| ConfigError::Host { what, source }
 }
 
-fn check_name(name: &str) -> Result<(), ConfigError> {
+pub(super) fn check_name(name: &str) -> Result<(), ConfigError> {
     let bad = |c: char| c == '/' || c.is_control() || c.is_whitespace();
     if name.is_empty() || name.contains(bad) || name == "." || name == ".." {
         return Err(ConfigError::InvalidName(name.to_owned()));
@@ -136,19 +159,13 @@ impl Core {
             let dev = dev.ok_or_else(|| ConfigError::NotFound(name.to_owned()))?;
             dev.unregistered.store(true, Ordering::Relaxed);
             self.copy_mgr.on_dev_unregister(&dev);
-            for tgt in &config.tgts {
-                let acgs = tgt.acgs.lock().clone();
-                for acg in &acgs {
-                    let of_dev = acg.luns.iter().filter(|(_, d)| Arc::ptr_eq(&d.dev, &dev));
-                    for (lun, entry) in of_dev {
-                        self.show(|tree| tree.lun_removed(tgt, acg, *lun, entry));
-                        self.take_lun_from_sessions(tgt, acg.id, *lun);
-                    }
-                }
-                for acg in tgt.acgs.lock().iter_mut() {
-                    acg.luns.retain(|_, d| !Arc::ptr_eq(&d.dev, &dev));
-                }
-            }
+            self.alua.on_dev_unregister(&dev);
+            let gone: Vec<_> = config
+                .tgts
+                .iter()
+                .flat_map(|tgt| self.unmap_device(tgt, &dev))
+                .collect();
+            self.retire_nexuses(gone);
             dev
         };
         drop(suspended);
@@ -159,7 +176,8 @@ impl Core {
         Ok(())
     }
 
-    /// Registers a target port; it starts disabled. Context: may sleep.
+    /// Registers a target port; it starts disabled and without relative identifier ([`Core::enable_target`]). Context:
+    /// may sleep.
     #[doc(alias = "scst_register_target")]
     pub fn register_target(
         &self,
@@ -172,18 +190,11 @@ impl Core {
         if config.tgts.iter().any(|t| taken(&t)) {
             return Err(ConfigError::Exists(name.to_owned()));
         }
-        let used: Vec<u16> = config
-            .tgts
-            .iter()
-            .map(|t| t.rel_tgt_id.load(Ordering::Relaxed))
-            .collect();
-        let rel = (1..=u16::MAX).find(|r| !used.contains(r));
-        let rel = rel.ok_or_else(|| ConfigError::Busy(name.to_owned()))?;
-        let tgt = Tgt::new(name, template, rel);
+        let tgt = Tgt::new(name, template, 0);
         config.tgts.push(Arc::clone(&tgt));
         self.tgt_list.lock().push(Arc::downgrade(&tgt));
         self.show(|tree| tree.tgt_added(&tgt));
-        pr_info!("Target {name} registered, relative target id {rel}");
+        pr_info!("Target {name} registered");
         Ok(tgt)
     }
 
@@ -200,6 +211,7 @@ impl Core {
         self.tgt_list
             .lock()
             .retain(|t| !std::ptr::eq(t.as_ptr(), me));
+        self.alua.on_tgt_unregister(tgt);
         self.show(|tree| tree.tgt_removed(tgt));
         Ok(())
     }
@@ -221,134 +233,6 @@ impl Core {
         ids.map(|t| t.rel_tgt_id.load(Ordering::Relaxed))
             .filter(|id| *id != 0)
             .collect()
-    }
-
-    /// Makes a group of initiators. Context: may sleep.
-    pub fn add_acg(&self, tgt: &Tgt, name: &str) -> Result<AcgId, ConfigError> {
-        check_name(name)?;
-        let _config = self.config.lock();
-        let mut acgs = tgt.acgs.lock();
-        if acgs.iter().skip(1).any(|a| a.name == name) {
-            return Err(ConfigError::Exists(name.to_owned()));
-        }
-        let acg = Acg::new(name);
-        let id = acg.id;
-        acgs.push(acg.clone());
-        drop(acgs);
-        self.show(|tree| tree.acg_added(tgt, &acg));
-        Ok(id)
-    }
-
-    /// Adds an initiator pattern to a group. Sessions that exist keep their group. Context: may sleep.
-    #[doc(alias = "scst_acg_add_acn")]
-    pub fn add_acn(&self, tgt: &Tgt, acg: AcgId, pattern: &str) -> Result<(), ConfigError> {
-        check_name(pattern)?;
-        let _config = self.config.lock();
-        let mut acgs = tgt.acgs.lock();
-        if acgs.iter().any(|a| a.acns.iter().any(|p| p == pattern)) {
-            return Err(ConfigError::Exists(pattern.to_owned()));
-        }
-        let acg = acgs.iter_mut().find(|a| a.id == acg);
-        let acg = acg.ok_or_else(|| ConfigError::NotFound("group".to_owned()))?;
-        acg.acns.push(pattern.to_owned());
-        Ok(())
-    }
-
-    /// Maps a device to a LUN of a group; sessions of the group see it at once and learn it by REPORTED LUNS DATA
-    /// HAS CHANGED on their other LUNs. Errors: also what the handler answers; nothing has changed then. Context: may
-    /// sleep.
-    #[doc(alias = "scst_acg_add_lun")]
-    pub fn add_lun(
-        &self,
-        tgt: &Tgt,
-        acg: AcgId,
-        dev: &Arc<Device>,
-        lun: u64,
-        params: LunParams,
-    ) -> Result<(), ConfigError> {
-        if Lun::new(lun).is_none() {
-            return Err(ConfigError::LunRange(lun));
-        }
-        let _config = self.config.lock();
-        if dev.unregistered.load(Ordering::Relaxed) {
-            return Err(ConfigError::NotFound(dev.name().to_owned()));
-        }
-        {
-            let acgs = tgt.acgs.lock();
-            let group = acgs.iter().find(|a| a.id == acg);
-            let group = group.ok_or_else(|| ConfigError::NotFound("group".to_owned()))?;
-            if group.luns.contains_key(&lun) {
-                return Err(ConfigError::LunExists(lun, group.name.clone()));
-            }
-        }
-        let entry = AcgDev {
-            dev: Arc::clone(dev),
-            read_only: params.read_only,
-        };
-        let mut added = Vec::new();
-        for sess in tgt.sessions().into_iter().filter(|s| s.acg == acg) {
-            match self.new_tgt_dev(&sess, &entry, lun, sense::POWERON_UA) {
-                Ok(new) => added.push((sess, new)),
-                Err(e) => {
-                    for (sess, t) in added {
-                        self.free_tgt_dev(&sess, &t);
-                    }
-                    return Err(e);
-                }
-            }
-        }
-        if let Some(group) = tgt.acgs.lock().iter_mut().find(|a| a.id == acg) {
-            group.luns.insert(lun, entry.clone());
-        }
-        if let Some(group) = tgt.acg(acg) {
-            self.show(|tree| tree.lun_added(tgt, &group, lun, &entry));
-        }
-        for (sess, new) in added {
-            let old = sess.tgt_devs();
-            let all = old.iter().cloned().chain([Arc::clone(&new)]);
-            sess.luns.replace(LunTable::from_iter(all));
-            self.show(|tree| tree.tgt_dev_added(&sess, &new));
-            sess.report_luns_changed(&old);
-        }
-        Ok(())
-    }
-
-    /// Takes a LUN out of a group. Activity is suspended for it, so no command is on the way when it goes.
-    /// Errors: `Busy` if the commands did not end in time; then nothing has changed. Context: may sleep.
-    #[doc(alias = "scst_acg_del_lun")]
-    pub fn del_lun(&self, tgt: &Tgt, acg: AcgId, lun: u64) -> Result<(), ConfigError> {
-        let suspended = self
-            .suspend_activity()
-            .map_err(|_| ConfigError::Busy(format!("LUN {lun}")))?;
-        let config = self.config.lock();
-        {
-            let mut acgs = tgt.acgs.lock();
-            let group = acgs.iter_mut().find(|a| a.id == acg);
-            let group = group.ok_or_else(|| ConfigError::NotFound("group".to_owned()))?;
-            let Some(entry) = group.luns.remove(&lun) else {
-                return Err(ConfigError::LunNotFound(lun, group.name.clone()));
-            };
-            let group = group.clone();
-            drop(acgs);
-            self.show(|tree| tree.lun_removed(tgt, &group, lun, &entry));
-        }
-        self.take_lun_from_sessions(tgt, acg, lun);
-        drop(config);
-        drop(suspended);
-        Ok(())
-    }
-
-    /// The sessions of a group lose a LUN. Under the configuration lock, activity suspended.
-    fn take_lun_from_sessions(&self, tgt: &Tgt, acg: AcgId, lun: u64) {
-        for sess in tgt.sessions().iter().filter(|s| s.acg == acg) {
-            let (gone, keep): (Vec<_>, Vec<_>) =
-                sess.tgt_devs().into_iter().partition(|t| t.lun == lun);
-            sess.luns.replace(LunTable::from_iter(keep.iter().cloned()));
-            sess.report_luns_changed(&keep);
-            for t in gone {
-                self.free_tgt_dev(sess, &t);
-            }
-        }
     }
 
     /// Registers a session: finds its group and makes a nexus for each LUN, with the power-on unit attention.
@@ -374,11 +258,14 @@ impl Core {
             tgt_priv,
         );
         let sess = Arc::new(sess);
-        let acg = tgt.acg(sess.acg).ok_or(ConfigError::Shutdown)?;
+        let acg = tgt.acg(sess.acg()).ok_or(ConfigError::Shutdown)?;
         let mut nexuses = Vec::new();
         for (lun, entry) in &acg.luns {
             match self.new_tgt_dev(&sess, entry, *lun, initial_ua) {
-                Ok(t) => nexuses.push(t),
+                Ok(t) => {
+                    t.set_black_hole(acg.attrs.black_hole as u8);
+                    nexuses.push(t);
+                }
                 Err(e) => {
                     for t in nexuses {
                         self.free_tgt_dev(&sess, &t);
@@ -423,45 +310,5 @@ impl Core {
         let (ini, tgt) = (sess.initiator_name(), sess.tgt().name());
         pr_info!("Session unregistered: initiator {ini}, target {tgt}");
         retained
-    }
-
-    #[doc(alias = "scst_alloc_add_tgt_dev")]
-    fn new_tgt_dev(
-        &self,
-        sess: &Arc<Session>,
-        entry: &AcgDev,
-        lun: u64,
-        ua: Sense,
-    ) -> Result<Arc<TgtDev>, ConfigError> {
-        let dev = &entry.dev;
-        let weak = Arc::downgrade(sess);
-        let t = TgtDev::new(lun, Arc::clone(dev), weak, entry.read_only);
-        t.check_set_ua(ua);
-        let t = Arc::new(t);
-        dev.handler().attach_tgt(&t).map_err(host_error(format!(
-            "Cannot attach LUN {lun} to device \"{}\"",
-            dev.name()
-        )))?;
-        dev.reservations.attach(&t, sess);
-        let mut all = dev.tgt_devs.lock();
-        all.retain(|t| t.strong_count() > 0);
-        all.push(Arc::downgrade(&t));
-        Ok(t)
-    }
-
-    /// A nexus goes: no command of it is left. Context: may sleep.
-    #[doc(alias = "scst_free_tgt_dev")]
-    fn free_tgt_dev(&self, sess: &Session, t: &Arc<TgtDev>) {
-        self.show(|tree| tree.tgt_dev_removed(t));
-        let me = Arc::as_ptr(t);
-        t.dev
-            .tgt_devs
-            .lock()
-            .retain(|w| !std::ptr::eq(w.as_ptr(), me));
-        t.dev.reservations.detach(t, sess);
-        clear_aca(t, false);
-        t.dev.handler().detach_tgt(t);
-        t.dev.pool.free_nexus(&t.threads);
-        t.ua.clear();
     }
 }

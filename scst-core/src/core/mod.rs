@@ -3,12 +3,16 @@
 //! C source: `scst/src/scst_main.c`
 
 mod config;
+mod groups;
+mod luns;
 mod suspend;
 
 pub use config::{ConfigError, LunParams};
+pub use luns::ReplaceUa;
 pub(crate) use suspend::InitWait;
 pub use suspend::Suspended;
 
+use crate::alua::Alua;
 use crate::cmd::CmdThreads;
 pub use crate::cmd::cmd_done;
 use crate::copy_mgr::CopyManager;
@@ -18,10 +22,11 @@ use crate::session::Session;
 use crate::sgv::{MemLim, SgvConfig, SgvPools};
 use crate::sysfs::ScstTree;
 use crate::tgt::Tgt;
+use crate::tgt_dev::TgtDev;
 use kshim::error::Result;
 use kshim::kthread::{self, Kthread, WorkerQueue};
 use kshim::sync::percpu_ref::PercpuRef;
-use kshim::sync::{Completion, Mutex, SpinLock};
+use kshim::sync::{Completion, Mutex, SpinLock, WaitQueue};
 use kshim::time::Delta;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -35,6 +40,8 @@ type MgmtWork = Box<dyn FnOnce(&Arc<Core>) + Send>;
 pub(crate) struct Config {
     pub(crate) devices: BTreeMap<String, Arc<Device>>,
     pub(crate) tgts: Vec<Arc<Tgt>>,
+    /// The last relative target port identifier that was given out.
+    pub(crate) last_rel_tgt_id: u16,
 }
 
 /// How the core is set up.
@@ -90,6 +97,12 @@ pub struct Core {
     /// Sessions with commands that came while activity was suspended.
     pub(crate) init_sessions: SpinLock<Vec<Arc<Session>>>,
     pub(crate) main_threads: Arc<CmdThreads>,
+    /// Device groups.
+    pub(crate) alua: Alua,
+    /// Nexuses whose LUN is gone and that wait for their last command.
+    pub(crate) nexus_idle: WaitQueue,
+    /// Those of them that nobody waits for any more.
+    pub(crate) dying: SpinLock<Vec<(Arc<Session>, Arc<TgtDev>)>>,
     /// EXTENDED COPY.
     pub(crate) copy_mgr: CopyManager,
     /// Memory of commands' data.
@@ -126,6 +139,9 @@ impl Core {
         let idle = Delta::from_millis(i64::from(params.pool_idle_ms));
         let main_threads = CmdThreads::new_main("scstd", params.threads, idle)?;
         let core = Arc::new(Self {
+            alua: Alua::new(),
+            nexus_idle: WaitQueue::new(),
+            dying: SpinLock::new(Vec::new()),
             copy_mgr: CopyManager::new(&main_threads),
             config: Mutex::new(Config::default()),
             tgt_list: SpinLock::new(Vec::new()),

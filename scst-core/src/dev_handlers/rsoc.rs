@@ -17,7 +17,6 @@
 use super::vdisk::Fault;
 use crate::cdb::bytes::{be16_at, u8_at};
 use crate::cdb::opcodes as op;
-use crate::sense;
 
 /// CONTROL byte: NACA.
 const CTRL: u8 = 4;
@@ -78,8 +77,9 @@ macro_rules! rows {
 /// Commands in [`VDISK`] that neither the core nor a virtual disk executes yet. Whoever adds one takes it out here.
 pub const NOT_EXECUTED: &[u8] = &[];
 
-/// Commands of a virtual disk without protection information: SCST's in its order, then those that it does not have.
-pub static VDISK: &[OpcodeDescriptor] = rows! {
+/// Commands of a virtual disk without protection information: SCST's in its order, then those that it does not have;
+/// SET TARGET PORT GROUPS is the last one.
+const ALL_VDISK: &[OpcodeDescriptor] = rows! {
     REG SYNCHRONIZE_CACHE_10 () [2, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, CTRL];
     REG SYNCHRONIZE_CACHE_16 () [2, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, CTRL];
     SMALL MODE_SENSE () [8, 0xFF, 0xFF, 0xFF, CTRL];
@@ -135,7 +135,17 @@ pub static VDISK: &[OpcodeDescriptor] = rows! {
     SMALL READ_DEFECT_DATA_12 () [0x1F, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, CTRL];
     SMALL WRITE_BUFFER () [0x1F, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, CTRL];
     SMALL READ_BUFFER () [0x1F, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, CTRL];
+    SMALL MAINTENANCE_OUT (MO_SET_TARGET_PGS) [0x0A, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, CTRL];
 };
+
+/// Commands of a virtual disk.
+pub static VDISK: &[OpcodeDescriptor] = match ALL_VDISK.split_last() {
+    Some((_, rest)) => rest,
+    None => &[],
+};
+
+/// Commands of a virtual disk with explicit ALUA (`expl_alua`).
+pub static VDISK_EXPL_ALUA: &[OpcodeDescriptor] = ALL_VDISK;
 
 fn executed(table: &'static [OpcodeDescriptor]) -> impl Iterator<Item = &'static OpcodeDescriptor> {
     table.iter().filter(|d| !NOT_EXECUTED.contains(&d.opcode()))
@@ -226,19 +236,4 @@ pub fn report_supported_tmfs(cdb: &[u8], out: &mut Vec<u8>) {
             0xF8, 0, 0, 0x0C, 1, 0, 0xA0, 0, 0, 0, 1, 0x2C, 0, 0, 0, 0x96,
         ]);
     }
-}
-
-/// Parameter data of REPORT TARGET PORT GROUPS (SPC-4 6.37) for a device in no target port group: an empty list, in
-/// the short or the extended format.
-///
-/// # Errors
-/// INVALID FIELD IN CDB: a parameter data format that does not exist.
-pub fn report_no_target_port_groups(cdb: &[u8], out: &mut Vec<u8>) -> Result<(), Fault> {
-    out.clear();
-    match u8_at(cdb, 1) >> 5 {
-        0 => out.extend_from_slice(&[0; 4]),
-        1 => out.extend_from_slice(&[0, 0, 0, 4, 0x10, 0, 0, 0]),
-        _ => return Err(sense::INVALID_FIELD_IN_CDB.into()),
-    }
-    Ok(())
 }

@@ -98,6 +98,7 @@ fn abort_cmds(
     if n > 0 {
         sess.init_wait.release_aborted();
         sess.core.copy_mgr.release_aborted();
+        sess.core.alua.release_aborted();
     }
     n
 }
@@ -146,10 +147,12 @@ fn abort_task(mcmd: &Arc<MgmtCmd>) {
     sess.home.reap(cmd);
     sess.init_wait.release_aborted();
     sess.core.copy_mgr.release_aborted();
+    sess.core.alua.release_aborted();
     if let Some(t) = sess.lookup_tgt_dev(lun) {
         unblock_aborted(&t.dev);
         mcmd.notify(&t);
     }
+    unblock_retired(sess);
 }
 
 fn tas(dev: &Device) -> bool {
@@ -247,6 +250,15 @@ fn abort_session(mcmd: &Arc<MgmtCmd>) {
         unblock_aborted(&t.dev);
         mcmd.notify(&t);
     }
+    unblock_retired(sess);
+}
+
+/// The same for commands at LUNs that are gone.
+fn unblock_retired(sess: &Session) {
+    let retired = sess.retired.lock().clone();
+    for t in retired {
+        unblock_aborted(&t.dev);
+    }
 }
 
 /// Aborts everything of the session; its other state goes as with a lost nexus.
@@ -310,6 +322,7 @@ pub(super) fn send_done(mcmd: &Arc<MgmtCmd>) {
     );
     match &mcmd.origin {
         Some(origin) => origin.done_one(),
+        None if mcmd.dropped => {}
         None => mcmd.session().home.task_mgmt_fn_done(Arc::clone(mcmd)),
     }
     let blocked = std::mem::take(&mut *mcmd.needs_unblocking.lock());

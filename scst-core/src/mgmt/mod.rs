@@ -121,6 +121,9 @@ pub struct MgmtCmd {
     #[doc(alias = "cmd_finish_wait_count")]
     finish_wait: AtomicU32,
     needs_unblocking: SpinLock<Vec<Arc<Device>>>,
+    /// The group swallows it (`black_hole`): it is not answered.
+    #[doc(alias = "mcmd_dropped")]
+    dropped: bool,
     /// The PREEMPT AND ABORT that this is for.
     #[doc(alias = "origin_pr_cmd")]
     origin: Option<Arc<PrAbort>>,
@@ -299,8 +302,11 @@ impl Session {
     }
 
     fn rx_mgmt(self: &Arc<Self>, params: TmParams, origin: Option<Arc<PrAbort>>) {
+        let dropped = params.function != TmFunction::NexusLossSess
+            && self.acg_attrs().black_hole.swallows_tm();
         let mcmd = Arc::new(MgmtCmd {
             params,
+            dropped,
             sess: Arc::clone(self),
             status: AtomicU8::new(TmStatus::Success as u8),
             notified: SpinLock::new(Vec::new()),

@@ -66,6 +66,10 @@ impl ScstTree {
         shown("group", &acg.name, self.add_acg(tgt, acg));
     }
 
+    pub(crate) fn acg_removed(&self, tgt: &Tgt, acg: &Acg) {
+        self.del_acg(tgt, acg);
+    }
+
     pub(crate) fn lun_added(&self, tgt: &Tgt, acg: &Acg, lun: u64, entry: &AcgDev) {
         shown("LUN", &lun.to_string(), self.add_lun(tgt, acg, lun, entry));
     }

@@ -48,6 +48,14 @@ impl ScstTree {
         Ok(())
     }
 
+    #[doc(alias = "scst_acg_sysfs_del")]
+    pub(super) fn del_acg(&self, tgt: &Tgt, acg: &Acg) {
+        let groups = tgt.kobj.get().and_then(|d| d.child("ini_groups"));
+        if let Some(dir) = groups.and_then(|d| d.child(&acg.name)) {
+            dir.del();
+        }
+    }
+
     /// Context: under the configuration lock.
     #[doc(alias = "scst_acg_dev_sysfs_create")]
     pub(super) fn add_lun(&self, tgt: &Tgt, acg: &Acg, lun: u64, entry: &AcgDev) -> Result {

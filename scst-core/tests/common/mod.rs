@@ -150,6 +150,7 @@ impl Rig {
         let tgt = core
             .register_target(Arc::new(Template), "iqn.test")
             .expect("first");
+        core.enable_target(&tgt, true).expect("enabled");
         let acg = tgt.find_acg("iqn.initiator");
         let mut names = Vec::new();
         for (lun, (disk, read_only)) in (0u64..).zip(disks) {
@@ -188,6 +189,10 @@ impl Rig {
 
     pub fn core(&self) -> &Arc<Core> {
         &self.core
+    }
+
+    pub fn tgt(&self) -> &Arc<Tgt> {
+        &self.tgt
     }
 
     pub fn tur(&mut self, lun: u64) -> Answer {
@@ -311,6 +316,14 @@ impl Drop for Rig {
         let _ = self.core.unregister_target(&self.tgt);
         self.core.shutdown();
     }
+}
+
+/// Does something on another thread, when commands have probably begun to wait for it.
+pub fn in_a_while(f: impl FnOnce() + Send + 'static) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        f();
+    })
 }
 
 /// Bytes as recorded.

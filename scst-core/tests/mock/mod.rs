@@ -641,6 +641,7 @@ impl Rig {
         });
         let core = core.expect("threads");
         let tgt = core.register_target(Arc::new(Template), "t").expect("new");
+        core.enable_target(&tgt, true).expect("enabled");
         let mut devs = Vec::new();
         for (lun, (name, handler, read_only)) in (0..).zip(handlers) {
             let dev = core.register_virtual_device(&name, handler).expect("new");

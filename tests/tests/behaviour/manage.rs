@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use iscsi_scst::accounts::{AccountError, Accounts, Secret};
 use iscsi_scst::target::IscsiTarget;
@@ -166,8 +165,8 @@ impl CoreManage {
                 .del_lun(&self.tgt, acg, lun)
                 .map_err(|e| errno(&e)),
             Change::Enable(on) => {
-                self.tgt.enabled.store(on, Ordering::Release);
-                Ok(())
+                let done = self.core.enable_target(&self.tgt, on);
+                done.map_err(|e| errno(&e))
             }
             Change::Identity(name, attribute, value) => {
                 let disk = self.disks.get(name).ok_or(EINVAL)?;

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use crate::manage::CoreManage;
 use anyhow::{Context as _, Result, ensure};
@@ -54,7 +53,7 @@ impl ReferenceServer {
             core.add_lun(target.tgt(), acg.id(), &dev, lun, lun_params)?;
             devices.push(name);
         }
-        target.tgt().enabled.store(true, Ordering::Release);
+        core.enable_target(target.tgt(), true)?;
         let addr = driver.add_portal("127.0.0.1:0".parse()?)?;
         Ok(Self {
             addr,

@@ -8,6 +8,7 @@ use super::misc;
 use super::reply::{Fault, Reply};
 use super::store::{Outcome, Store, read_outcome, write_outcome};
 use super::{PortInfo, Vdisk, VdiskKind};
+use crate::alua::{self, TgState};
 use crate::caw;
 use crate::cdb::bytes::{be16_at, be32_at};
 use crate::cdb::{self, CdbFlags, opcodes as op};
@@ -34,6 +35,10 @@ const BYTCHK: u8 = 0x02;
 /// IMMED in byte 1 of SYNCHRONIZE CACHE.
 const IMMED: u8 = 0x02;
 
+/// TPGS of standard INQUIRY data (SPC-4 6.6.2).
+const TPGS_IMPLICIT: u8 = 0x10;
+const TPGS_EXPLICIT: u8 = 0x20;
+
 /// Ends a command with what went wrong.
 pub(super) fn apply(cmd: &mut Cmd, outcome: Outcome) {
     match outcome {
@@ -49,7 +54,20 @@ pub(super) fn apply(cmd: &mut Cmd, outcome: Outcome) {
 /// What INQUIRY tells of the command's port.
 fn port_info(cmd: &Cmd) -> PortInfo {
     let tgt = cmd.session().tgt();
+    let port = cmd.device().map(|d| alua::port_of(d, tgt));
+    let port = port.unwrap_or_default();
+    let explicit = cmd
+        .device()
+        .is_some_and(|d| d.expl_alua.load(Ordering::Relaxed));
+    let gone = matches!(port.state, TgState::Unavailable | TgState::Offline);
     PortInfo {
+        tg_id: port.tg_id,
+        tpgs: match (port.configured, explicit) {
+            (false, _) => 0,
+            (true, false) => TPGS_IMPLICIT,
+            (true, true) => TPGS_IMPLICIT | TPGS_EXPLICIT,
+        },
+        not_connected: gone,
         rel_tgt_id: tgt.rel_tgt_id.load(Ordering::Relaxed),
         scsi_transport_version: tgt.template().scsi_transport_version(),
         phys_transport_version: tgt.template().phys_transport_version(),
@@ -575,9 +593,6 @@ impl Vdisk {
             }
             op::SERVICE_ACTION_IN_16 => return Err(Fault::cdb(1, Some(0))),
             op::MAINTENANCE_IN => return self.maintenance_in(cmd, sa),
-            op::MAINTENANCE_OUT if sa == op::MO_SET_TARGET_PGS => {
-                return Err(Fault::cdb(1, Some(0)));
-            }
             op::MAINTENANCE_OUT if sa == op::MO_SET_TIMESTAMP => {
                 if self.clock.set(&param_list(cmd)?)?
                     && let Some(t) = cmd.tgt_dev()
@@ -646,11 +661,16 @@ impl Vdisk {
     fn maintenance_in(&self, cmd: &mut Cmd, sa: u8) -> std::result::Result<(), Fault> {
         let mut data = Vec::new();
         match sa {
-            op::MI_REPORT_TARGET_PGS => {
-                rsoc::report_no_target_port_groups(cmd.cdb(), &mut data)?;
-            }
             op::MI_REPORT_SUPPORTED_OPERATION_CODES => {
-                rsoc::report_supported_opcodes(rsoc::VDISK, cmd.cdb(), &mut data)?;
+                let explicit = cmd
+                    .device()
+                    .is_some_and(|d| d.expl_alua.load(Ordering::Relaxed));
+                let table = if explicit {
+                    rsoc::VDISK_EXPL_ALUA
+                } else {
+                    rsoc::VDISK
+                };
+                rsoc::report_supported_opcodes(table, cmd.cdb(), &mut data)?;
             }
             op::MI_REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS => {
                 rsoc::report_supported_tmfs(cmd.cdb(), &mut data);

@@ -23,6 +23,8 @@ const RPM_15K: u16 = 15_000;
 const NON_ROTATING: u16 = 1;
 /// Vendor-specific bytes up to this many go to byte 36 on of standard INQUIRY data, more to byte 96 on.
 const VEND_SPECIFIC_SHORT: usize = 20;
+/// Peripheral qualifier 001b: capable, but not connected.
+const NOT_CONNECTED: u8 = 0x20;
 /// Length of VPD pages 86h, B0h and B1h behind the header.
 const PAGE_LEN_3C: u8 = 0x3C;
 
@@ -31,6 +33,12 @@ const PAGE_LEN_3C: u8 = 0x3C;
 pub struct PortInfo {
     /// Relative target port identifier.
     pub rel_tgt_id: u16,
+    /// Identifier of its target port group; 0 for none.
+    pub tg_id: u16,
+    /// TPGS bits.
+    pub tpgs: u8,
+    /// The logical unit cannot be reached by it: the port group's state is unavailable or offline.
+    pub not_connected: bool,
     /// Version descriptor of the transport protocol (0960h for iSCSI); 0 for none.
     pub scsi_transport_version: u16,
     /// Version descriptor of the physical transport; 0 for none.
@@ -54,7 +62,12 @@ pub(super) fn inquiry(
         return Err(Fault::cdb(1, Some(1)));
     }
     // A dummy device is told as "capable, but nothing connected" of unknown type.
-    out.put8(0, if f.dummy { 0x3F } else { f.type_code });
+    let type_byte = match (port.not_connected, f.dummy) {
+        (true, _) => NOT_CONNECTED | f.type_code,
+        (false, true) => NOT_CONNECTED | 0x1F,
+        (false, false) => f.type_code,
+    };
+    out.put8(0, type_byte);
     if flags & EVPD == 0 {
         if page != 0 {
             return Err(Fault::cdb(2, None));
@@ -111,7 +124,7 @@ fn standard(f: &Features, id: &Identity, port: &PortInfo, out: &mut Reply) {
     }
     out.put8(2, SPC4);
     out.put8(3, 0x22); // NORMACA, response data format 2
-    out.put8(5, 0x08); // 3PC
+    out.put8(5, 0x08 | port.tpgs); // 3PC
     out.put8(6, 0x10); // MULTIP
     out.put8(7, 0x02); // CMDQUE
     out.put_text(8, &id.t10_vend_id, 8);
@@ -177,6 +190,10 @@ fn device_identification(id: &Identity, port: &PortInfo, out: &mut Reply) {
     designator(out, 0x02, 0x01, &t10);
     let [hi, lo] = port.rel_tgt_id.to_be_bytes();
     designator(out, 0x01, 0x14, &[0, 0, hi, lo]);
+    if port.tg_id != 0 {
+        let [hi, lo] = port.tg_id.to_be_bytes();
+        designator(out, 0x01, 0x15, &[0, 0, hi, lo]);
+    }
     if let Some(eui) = id.eui64() {
         designator(out, 0x01, 0x02, &eui);
     }
