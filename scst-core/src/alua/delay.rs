@@ -36,7 +36,8 @@ impl Delayed {
 
     /// Takes a command for a while, unless it is aborted. Context: any.
     pub(crate) fn park(&self, cmd: Box<Cmd>) -> Option<Box<Cmd>> {
-        let due = Instant::now() + Delta::from_millis(RETRY_MS);
+        let wait = Delta::from_millis(RETRY_MS).as_nanos();
+        let due = Instant::from_nanos(Instant::now().as_nanos().saturating_add(wait));
         let first = {
             let mut list = self.list.lock();
             // Whoever aborts it looks into the list afterwards.

@@ -4,18 +4,18 @@
 //! A *device group* has devices and target port groups; a *target port group* has an identifier, a state, and target
 //! ports: those of this server by their target's name, and *remote* ones, of which only the relative identifier is known. A
 //! device is in one device group at most. The administrator sets the states ([`Core::tg_set_state`]), or an initiator
-//! asks for it (SET TARGET PORT GROUPS, [`stpg`]).
+//! asks for it (SET TARGET PORT GROUPS, `stpg`).
 //!
 //! What commands need of all this is put where they find it without a lock that sleeps: each nexus has its *filter*
-//! (one byte, 0 when everything is allowed), each device a [`DgView`] of its group for INQUIRY and REPORT TARGET PORT GROUPS.
+//! (one byte, 0 when everything is allowed), each device a view of its group for INQUIRY and REPORT TARGET PORT GROUPS.
 //! Every change publishes both.
 //!
 //! DIFFERS: a change is visible in REPORT TARGET PORT GROUPS before initiators are told of it, not after.
 //!
 //! # Locks
 //!
-//! `groups` is `scst_dg_mutex` and may sleep; below the configuration lock. `Device::alua` and the lists of [`delay`] and
-//! [`stpg`] are spin locks taken alone.
+//! `groups` is `scst_dg_mutex` and may sleep; below the configuration lock. `Device::alua` and the lists of `delay` and
+//! `stpg` are spin locks taken alone.
 //!
 //! C source: `scst/src/scst_tg.c`
 #![deny(

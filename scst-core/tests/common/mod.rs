@@ -319,11 +319,12 @@ impl Drop for Rig {
 }
 
 /// Does something on another thread, when commands have probably begun to wait for it.
-pub fn in_a_while(f: impl FnOnce() + Send + 'static) -> std::thread::JoinHandle<()> {
-    std::thread::spawn(move || {
-        std::thread::sleep(std::time::Duration::from_millis(50));
+pub fn in_a_while(f: impl FnOnce() + Send + 'static) -> kshim::kthread::Kthread {
+    kshim::kthread::run("later", move |_| {
+        kshim::time::delay::msleep(50);
         f();
     })
+    .expect("a thread")
 }
 
 /// Bytes as recorded.
