@@ -553,8 +553,11 @@ impl SGTable {
     }
 
     /// Calls `f` with address and length of each contiguous part of a range, until it returns `false`. For system calls
-    /// that only read; the addresses are good as long as `self` is borrowed.
-    pub(crate) fn for_each_raw(
+    /// and foreign code that only read. The addresses are good while nobody changes or drops the table; moving it is no
+    /// change.
+    ///
+    /// Context: any. Errors: `EINVAL`: out of range.
+    pub fn for_each_raw(
         &self,
         at: usize,
         len: usize,
@@ -582,12 +585,12 @@ impl SGTable {
         })
     }
 
-    /// As [`SGTable::for_each_raw`], for system calls that write.
+    /// As [`SGTable::for_each_raw`], for system calls and foreign code that write.
     ///
     /// # Errors
     ///
     /// `EFAULT`: a shared or zero piece. `EINVAL`: out of range.
-    pub(crate) fn for_each_raw_mut(
+    pub fn for_each_raw_mut(
         &mut self,
         at: usize,
         len: usize,

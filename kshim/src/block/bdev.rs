@@ -8,8 +8,9 @@ use bitflags::bitflags;
 
 use super::bio::{Bio, BioOp, SubmittedBio};
 use super::engine::HostDisk;
-use super::gendisk::{BlockOps, Disk, lookup};
+use super::gendisk::{BlockOps, Disk, find};
 use super::limits::QueueLimits;
+use super::passthrough::{ScsiOutcome, ScsiRequest, SubmittedScsi};
 use crate::error::{Result, code};
 use crate::page::LentRange;
 use crate::sync::{Completion, SpinLock};
@@ -32,6 +33,8 @@ bitflags! {
         const EXCL = 1 << 2;
         /// A host file or device: bypass the page cache.
         const DIRECT = 1 << 3;
+        /// For SCSI commands ([`BlockDevice::submit_scsi`]) instead of bios.
+        const PASSTHROUGH = 1 << 4;
     }
 }
 
@@ -80,27 +83,56 @@ impl BlockDevice {
             return Err(code::EINVAL);
         }
         let path = path.as_ref();
-        let disk = match path.to_str().and_then(lookup) {
+        let disk = match path.to_str().map(|p| find(p, mode)).transpose()?.flatten() {
             Some(disk) => disk,
             None => {
                 let ops = Arc::new(HostDisk::open(path, mode)?);
-                Disk::new(path.to_string_lossy().into_owned(), ops)
+                let disk = Disk::new(path.to_string_lossy().into_owned(), ops);
+                disk.claim(mode)?;
+                disk
             }
         };
+        disk.open(mode)?;
         let ops = Arc::clone(&disk.ops);
-        let limits = ops.limits();
-        if limits.read_only && mode.contains(BlkMode::WRITE) {
+        let bdev = BlockDevice {
+            disk,
+            mode,
+            limits: ops.limits(),
+            inline: ops.is_inline(),
+            ops,
+        };
+        if bdev.limits.read_only && mode.contains(BlkMode::WRITE) {
             return Err(code::EROFS);
         }
-        disk.open(mode)?;
-        let inline = ops.is_inline();
-        Ok(Arc::new(BlockDevice {
-            disk,
-            ops,
-            mode,
-            limits,
-            inline,
-        }))
+        if !bdev.limits.is_valid() {
+            crate::pr_err!("{}: limits make no sense", bdev.path());
+            return Err(code::EINVAL);
+        }
+        Ok(Arc::new(bdev))
+    }
+
+    /// Starts a SCSI command. Its end is told to [`ScsiRequest::end_io`], exactly once, perhaps before this returns.
+    ///
+    /// Context: reactor-safe; any thread.
+    ///
+    /// # Errors
+    ///
+    /// They come as [`ScsiOutcome::Failed`]: `EINVAL`: less data than `len`, or no CDB. `EOPNOTSUPP`: not opened with
+    /// [`BlkMode::PASSTHROUGH`]. `ENODEV`: the disk was removed.
+    #[doc(alias = "scsi_execute_cmd")]
+    #[doc(alias = "blk_execute_rq_nowait")]
+    pub fn submit_scsi(&self, cmd: ScsiRequest) {
+        let checked = if !self.mode.contains(BlkMode::PASSTHROUGH) {
+            Err(code::EOPNOTSUPP)
+        } else {
+            cmd.check()
+        };
+        let mut cmd = SubmittedScsi::new(cmd);
+        if let Err(e) = checked.and_then(|()| self.disk.enter()) {
+            return cmd.complete(ScsiOutcome::Failed(e));
+        }
+        cmd.set_disk(Arc::clone(&self.disk));
+        self.ops.submit_scsi(cmd);
     }
 
     /// The path it was opened by.
@@ -150,6 +182,9 @@ impl BlockDevice {
     }
 
     fn check(&self, bio: &Bio) -> Result {
+        if self.mode.contains(BlkMode::PASSTHROUGH) {
+            return Err(code::EOPNOTSUPP);
+        }
         let writes = bio.op.is_write();
         if writes && (self.limits.read_only || !self.mode.contains(BlkMode::WRITE)) {
             return Err(code::EROFS);

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::bdev::BlkMode;
 use super::bio::SubmittedBio;
 use super::limits::QueueLimits;
+use super::passthrough::{ScsiOutcome, SubmittedScsi};
 use crate::error::{Result, code};
 use crate::page::LentRange;
 use crate::percpu::PercpuCounter;
@@ -52,12 +53,25 @@ pub trait BlockOps: Send + Sync {
         false
     }
 
-    /// Somebody opens the disk.
+    /// Somebody opens the disk. The limits and the capacity are asked for afterwards.
     ///
     /// Context: may sleep. Errors: the driver's; the open fails.
     fn open(&self, mode: BlkMode) -> Result {
-        let _ = mode;
+        // SCSI commands are for drivers that know what they are.
+        if mode.contains(BlkMode::PASSTHROUGH) {
+            return Err(code::EOPNOTSUPP);
+        }
         Ok(())
+    }
+
+    /// Starts a SCSI command of somebody who opened the disk with [`BlkMode::PASSTHROUGH`]. Complete it now or later,
+    /// exactly once.
+    ///
+    /// Context: reactor or any other thread; must not block.
+    #[doc(alias = "REQ_OP_DRV_IN")]
+    #[doc(alias = "scsi_queue_rq")]
+    fn submit_scsi(&self, cmd: SubmittedScsi) {
+        cmd.complete(ScsiOutcome::Failed(code::EOPNOTSUPP));
     }
 
     /// Somebody closed the disk.
@@ -79,6 +93,8 @@ pub(super) struct Disk {
     pub(super) path: String,
     pub(super) ops: Arc<dyn BlockOps>,
     openers: SpinLock<Openers>,
+    /// Made by a prober: forgotten when the last opener closes it.
+    probed: bool,
     dead: AtomicBool,
     /// Bios between submit and end.
     inflight: PercpuCounter,
@@ -88,40 +104,57 @@ pub(super) struct Disk {
 
 impl Disk {
     pub(super) fn new(path: String, ops: Arc<dyn BlockOps>) -> Arc<Disk> {
-        Arc::new(Disk {
+        Arc::new(Disk::make(path, ops, false))
+    }
+
+    fn make(path: String, ops: Arc<dyn BlockOps>, probed: bool) -> Disk {
+        Disk {
             path,
             ops,
             openers: SpinLock::new(Openers::default()),
+            probed,
             dead: AtomicBool::new(false),
             inflight: PercpuCounter::new(),
             drained: CondVar::new(),
             drain_lock: SpinLock::new(()),
-        })
+        }
     }
 
-    pub(super) fn open(&self, mode: BlkMode) -> Result {
+    /// Counts an opener, who goes on to [`Disk::open`].
+    pub(super) fn claim(&self, mode: BlkMode) -> Result {
         let exclusive = mode.contains(BlkMode::EXCL);
-        {
-            let mut o = self.openers.lock();
-            if self.dead.load(Ordering::SeqCst) {
-                return Err(code::ENODEV);
-            }
-            if exclusive && o.exclusive {
-                return Err(code::EBUSY);
-            }
-            o.count += 1;
-            o.exclusive |= exclusive;
+        let mut o = self.openers.lock();
+        if self.dead.load(Ordering::SeqCst) {
+            return Err(code::ENODEV);
         }
+        if exclusive && o.exclusive {
+            return Err(code::EBUSY);
+        }
+        o.count += 1;
+        o.exclusive |= exclusive;
+        Ok(())
+    }
+
+    /// Opens a disk that was claimed; after an error the claim is gone.
+    pub(super) fn open(&self, mode: BlkMode) -> Result {
         // Without the lock: a driver may take its time, or register another disk.
         self.ops.open(mode).inspect_err(|_| self.uncount(mode))
     }
 
     fn uncount(&self, mode: BlkMode) {
+        let mut disks = self.probed.then(|| DISKS.lock());
         let mut o = self.openers.lock();
         o.count -= 1;
         if mode.contains(BlkMode::EXCL) {
             o.exclusive = false;
         }
+        let forgotten = match &mut disks {
+            Some(disks) if o.count == 0 => disks.remove(&self.path),
+            _ => None,
+        };
+        drop(o);
+        drop(disks);
+        drop(forgotten);
     }
 
     pub(super) fn release(&self, mode: BlkMode) {
@@ -163,9 +196,76 @@ impl Disk {
 
 static DISKS: SpinLock<BTreeMap<String, Arc<Disk>>> = SpinLock::new(BTreeMap::new());
 
-/// Finds a registered disk.
-pub(super) fn lookup(path: &str) -> Option<Arc<Disk>> {
-    DISKS.lock().get(path).cloned()
+/// A driver that makes its disks when they are opened: all paths with a prefix are its own.
+///
+/// ```
+/// use std::sync::Arc;
+/// use kshim::block::{BlkMode, BlockDevice, BlockOps, BlockProber, register_prober};
+/// use kshim::error::{Result, code};
+///
+/// struct None;
+///
+/// impl BlockProber for None {
+///     fn probe(&self, _path: &str) -> Result<Arc<dyn BlockOps>> {
+///         Err(code::ENXIO)
+///     }
+/// }
+///
+/// register_prober("/dev/none/", Arc::new(None))?;
+/// assert_eq!(BlockDevice::open("/dev/none/1", BlkMode::READ).err(), Some(code::ENXIO));
+/// # Ok::<(), kshim::error::Error>(())
+/// ```
+pub trait BlockProber: Send + Sync {
+    /// A driver's part for the disk of this path, which nobody has open. [`BlockOps::open`] does what takes time:
+    /// two that open a path at once both come here, and one disk remains.
+    ///
+    /// Context: may sleep. Errors: the driver's; the open fails.
+    #[doc(alias = "blk_request_module")]
+    fn probe(&self, path: &str) -> Result<Arc<dyn BlockOps>>;
+}
+
+static PROBERS: SpinLock<Vec<(String, Arc<dyn BlockProber>)>> = SpinLock::new(Vec::new());
+
+/// Registers a driver for all paths that begin with `prefix`, as `/dev/kind/`. It stays for the life of the process.
+/// A disk is there while somebody has it open.
+///
+/// Context: any. Errors: `EINVAL`: the prefix is no absolute path with a slash at its end. `EEXIST`: it overlaps with
+/// that of another.
+#[doc(alias = "__register_blkdev")]
+pub fn register_prober(prefix: &str, prober: Arc<dyn BlockProber>) -> Result {
+    if prefix.len() < 2 || !prefix.starts_with('/') || !prefix.ends_with('/') {
+        return Err(code::EINVAL);
+    }
+    let mut probers = PROBERS.lock();
+    if probers
+        .iter()
+        .any(|(p, _)| p.starts_with(prefix) || prefix.starts_with(p.as_str()))
+    {
+        return Err(code::EEXIST);
+    }
+    probers.push((prefix.to_owned(), prober));
+    Ok(())
+}
+
+/// Finds a registered disk, or has it made, and claims it. `None`: the path is nobody's.
+pub(super) fn find(path: &str, mode: BlkMode) -> Result<Option<Arc<Disk>>> {
+    if let Some(disk) = DISKS.lock().get(path) {
+        disk.claim(mode)?;
+        return Ok(Some(Arc::clone(disk)));
+    }
+    let prober = {
+        let probers = PROBERS.lock();
+        let found = probers.iter().find(|(p, _)| path.starts_with(p.as_str()));
+        match found {
+            Some((_, prober)) => Arc::clone(prober),
+            None => return Ok(None),
+        }
+    };
+    let new = Arc::new(Disk::make(path.to_owned(), prober.probe(path)?, true));
+    let mut disks = DISKS.lock();
+    let disk = Arc::clone(disks.entry(path.to_owned()).or_insert(new));
+    disk.claim(mode)?;
+    Ok(Some(disk))
 }
 
 /// Registers a disk under a path like `/dev/ram/NAME`; [`BlockDevice::open`](super::BlockDevice::open) finds it there

@@ -1,7 +1,7 @@
 //! Block devices.
 //!
 //! A user opens a [`BlockDevice`] by path and submits [`Bio`]s, which come back through their [`BioEndIo`]. A driver
-//! implements [`BlockOps`] and calls [`register_disk`]. Paths that nobody registered are the host's block devices and
+//! implements [`BlockOps`] and calls [`register_disk`], or [`register_prober`] to make disks when they are opened. Paths that nobody registered are the host's block devices and
 //! plain files, behind a driver of this module.
 //!
 //! # Who owns a bio
@@ -10,6 +10,9 @@
 //! [`SubmittedBio::complete`] consumes that; then the user again, in [`BioEndIo::bio_done`]. So a bio can be neither
 //! submitted twice nor changed in flight, and it ends exactly once: a driver that drops one completes it with `EIO`
 //! and is reported.
+//!
+//! A driver that knows more of SCSI than blocks takes whole commands ([`ScsiRequest`]) in place of bios; the same
+//! rules hold for them.
 //!
 //! # Not here
 //!
@@ -22,9 +25,13 @@ mod bio;
 mod engine;
 mod gendisk;
 mod limits;
+mod passthrough;
 
 pub use bdev::{BlkMode, BlockDevice};
 pub use bio::{Bio, BioEndIo, BioOp, ReqFlags, SubmittedBio, dropped_bios};
 pub use engine::BlockWorkers;
-pub use gendisk::{BlockOps, GenDisk, disks, register_disk};
+pub use gendisk::{BlockOps, BlockProber, GenDisk, disks, register_disk, register_prober};
 pub use limits::{MAX_LOGICAL_BLOCK_SIZE, QueueLimits, SECTOR_SIZE};
+pub use passthrough::{
+    ScsiDirection, ScsiEndIo, ScsiOutcome, ScsiRequest, SubmittedScsi, dropped_scsi,
+};

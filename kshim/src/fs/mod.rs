@@ -42,6 +42,14 @@ pub fn create_dir_all(path: impl AsRef<Path>) -> Result {
     sys::create_dir_all(path.as_ref())
 }
 
+/// The names in a directory, in no order, without `.` and `..` and what is not UTF-8.
+///
+/// Context: may sleep. Errors: those of `open(2)` and `getdents(2)`.
+#[doc(alias = "iterate_dir")]
+pub fn list_dir(path: impl AsRef<Path>) -> Result<Vec<String>> {
+    sys::list_dir(path.as_ref())
+}
+
 /// Makes the names in a directory durable (after creating, renaming or removing one).
 ///
 /// Context: may sleep. Errors: those of `open(2)` and `fsync(2)`.

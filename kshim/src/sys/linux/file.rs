@@ -296,6 +296,17 @@ pub(crate) fn create_dir_all(path: &Path) -> Result {
     std::fs::create_dir_all(path).map_err(Error::from)
 }
 
+/// The names in a directory.
+pub(crate) fn list_dir(path: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(path)? {
+        if let Ok(name) = entry?.file_name().into_string() {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
 /// Makes the names in a directory durable.
 pub(crate) fn sync_dir(path: &Path) -> Result {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
