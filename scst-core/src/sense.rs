@@ -124,6 +124,8 @@ conditions! {
     /// An internal failure that a retry does not cure.
     #[doc(alias = "scst_sense_hardw_error")]
     HARDW_ERROR = HARDWARE_ERROR, 0x44, 0x00;
+    /// The device did not answer in time.
+    LUN_TIMED_OUT = HARDWARE_ERROR, 0x3E, 0x02;
     /// SET TARGET PORT GROUPS failed.
     #[doc(alias = "scst_sense_set_target_pgs_failed")]
     SET_TARGET_PGS_FAILED = HARDWARE_ERROR, 0x67, 0x0A;

@@ -234,6 +234,36 @@ impl CdbInfo {
         }
     }
 
+    /// Of a command that no table row is about, whose handler knows it.
+    pub(crate) fn passed_on(
+        direction: DataDirection,
+        bufflen: u32,
+        flags: CdbFlags,
+        cdb_len: usize,
+    ) -> Self {
+        static ROW: OpDesc = OpDesc {
+            code: 0,
+            dev_types: 0,
+            name: "PASSED ON",
+            direction: DataDirection::Unknown,
+            flags: CdbFlags::empty(),
+            lba_off: 0,
+            lba_len: 0,
+            len_off: 0,
+            len_len: 0,
+            log2_max_buf_len: 0,
+            form: Form::None,
+        };
+        Self {
+            flags: flags | CdbFlags::INFO_VALID | CdbFlags::LBA_NOT_VALID,
+            direction,
+            bufflen,
+            data_len: u64::from(bufflen),
+            cdb_len: u8::try_from(cdb_len).unwrap_or(u8::MAX),
+            ..Self::new(&ROW)
+        }
+    }
+
     /// Offset of the CDB's length field, for sense data that points at it.
     #[inline]
     #[must_use]

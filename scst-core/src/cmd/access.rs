@@ -1,7 +1,7 @@
 //! What transports and handlers read and set on a command they own.
 
 use super::{Cmd, CmdRef, CmdState};
-use crate::cdb::CdbInfo;
+use crate::cdb::{CdbFlags, CdbInfo};
 use crate::consts::{DataDirection, QueueType, SamStatus};
 use crate::device::Device;
 use crate::sense::{self, Sense, SenseExtra};
@@ -296,6 +296,27 @@ impl Cmd {
                 .is_some_and(|t| t.dev.control.d_sense.load(Ordering::Relaxed));
         self.set_status(SamStatus::CheckCondition);
         sense::build(&mut self.sense, d_sense, s, extra);
+    }
+
+    /// Fails the command with CHECK CONDITION and the sense data that its device has made.
+    #[doc(alias = "scst_alloc_set_sense")]
+    pub fn set_sense_data(&mut self, data: &[u8]) {
+        self.set_status(SamStatus::CheckCondition);
+        self.sense.extend_from_slice(data);
+    }
+
+    /// Takes a command whose CDB the core does not know as what the initiator expects it to be: data in this direction, of
+    /// this length, no LBA. For handlers that pass commands on, from their `parse`.
+    pub fn take_as_expected(&mut self, flags: CdbFlags) {
+        let (dir, len) = if self.expected_set {
+            (self.expected_data_direction, self.expected_transfer_len)
+        } else {
+            (DataDirection::None, 0)
+        };
+        self.data_direction = dir;
+        self.bufflen = len;
+        self.data_len = u64::from(len);
+        self.info = Some(CdbInfo::passed_on(dir, len, flags, self.cdb().len()));
     }
 
     /// The command's data or sense carries a unit attention, to be put back if it does not arrive.

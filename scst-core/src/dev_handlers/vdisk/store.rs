@@ -184,8 +184,22 @@ impl From<sense::Sense> for Outcome {
     }
 }
 
+/// What a failure of the device, not of its medium, is for the initiator: errnos of drivers that know the difference.
+fn device_outcome(e: Error) -> Option<Outcome> {
+    match e {
+        code::EREMOTEIO => Some(sense::HARDW_ERROR.into()),
+        code::ETIMEDOUT => Some(sense::LUN_TIMED_OUT.into()),
+        // Fenced off: another server has it.
+        code::ENOLINK => Some(sense::ALUA_STANDBY.into()),
+        _ => None,
+    }
+}
+
 /// What a failed read is for the initiator.
 pub(super) fn read_outcome(e: Error) -> Outcome {
+    if let Some(o) = device_outcome(e) {
+        return o;
+    }
     match e {
         code::EAGAIN | code::ENOMEM => Outcome::Busy,
         code::ENODEV => sense::NOT_READY.into(),
@@ -196,6 +210,9 @@ pub(super) fn read_outcome(e: Error) -> Outcome {
 
 /// What a failed write, flush or unmap is for the initiator.
 pub(super) fn write_outcome(e: Error) -> Outcome {
+    if let Some(o) = device_outcome(e) {
+        return o;
+    }
     match e {
         code::EAGAIN | code::ENOMEM => Outcome::Busy,
         // DIFFERS: a quota is a lack of space too, and EROFS a write protection; SCST has a write error for both.
@@ -226,5 +243,8 @@ mod tests {
         assert_eq!(read_outcome(code::EIO), sense::READ_ERROR.into());
         assert_eq!(read_outcome(code::ENOMEM), Outcome::Busy);
         assert_eq!(read_outcome(code::ENODEV), sense::NOT_READY.into());
+        assert_eq!(read_outcome(code::EREMOTEIO), sense::HARDW_ERROR.into());
+        assert_eq!(write_outcome(code::ETIMEDOUT), sense::LUN_TIMED_OUT.into());
+        assert_eq!(write_outcome(code::ENOLINK), sense::ALUA_STANDBY.into());
     }
 }
