@@ -4,6 +4,7 @@
 //! [`kshim::block::register_disk`], and the device handler opens it by path.
 //!
 //! - [`ram`]: RAM disks, `/dev/ram/NAME`.
+//! - [`tcmur`]: what handler plug-ins of tcmu-runner have, `/dev/tcmur/SUBTYPE/CFGSTRING`.
 #![cfg_attr(
     test,
     allow(
@@ -14,3 +15,4 @@
 )]
 
 pub mod ram;
+pub mod tcmur;

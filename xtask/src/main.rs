@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod codegen;
 mod lex;
 mod nightly;
 mod sh;
@@ -20,6 +21,7 @@ const USAGE: &str = "usage: cargo xtask <task>
   ci               fmt, clippy, rustdoc (warnings are errors), tidy, tests
   prepush          the same without the integration tests
   tidy [--bless]   house checks; --bless rewrites docs/unsafe.tsv from the tree
+  codegen [--check] make (or compare) the Rust side of backstores/abi/tcmu-runner.h; needs bindgen
   nightly [PART..] second test tier; parts: torn props loom kill conformance image (default: all)
   bench [OPTION..] measure against the floor and peers; `bench --help` tells more";
 
@@ -40,6 +42,8 @@ fn run(args: &[String]) -> Result<()> {
         ["prepush"] => prepush(),
         ["tidy"] => tidy::check(tidy::Ledger::Check),
         ["tidy", "--bless"] => tidy::check(tidy::Ledger::Rewrite),
+        ["codegen"] => codegen::run(codegen::Mode::Write),
+        ["codegen", "--check"] => codegen::run(codegen::Mode::Check),
         ["nightly", parts @ ..] => nightly::run(parts),
         ["bench", options @ ..] => bench::run(options),
         [] | ["help" | "-h" | "--help"] => {

@@ -1,0 +1,548 @@
+//! A device: a handler that has opened something, the threads that call it, and what is on its way.
+//!
+//! A request ([`Job`]) waits in the queue, then a thread of the device gives it to the plug-in step by step (a flush before,
+//! the request itself, a flush after), until it is [finished](Device::finish). A request that takes longer than the
+//! device's timeout is failed; what the plug-in may still write to then stays its own until it completes the command.
+//!
+//! C source: `tcmur_device.c`, `tcmur_aio.c`, `tcmur_cmd_handler.c` of tcmu-runner.
+
+use std::collections::VecDeque;
+use std::ffi::c_int;
+use std::sync::Weak;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+use kshim::kthread::{self, Kthread, WorkerQueue};
+use kshim::prelude::*;
+use kshim::sync::{CondVar, CondVarTimeoutResult, Mutex, SpinLock};
+use kshim::time::{Delta, Instant, Timer};
+
+use super::abi;
+use super::ffi::handler::{Calls, Handler};
+use super::ffi::mem::{DevMem, Event};
+use super::ffi::table::Table;
+use super::registry;
+use super::request::{End, Job, Owner, What};
+use super::status;
+
+/// How often deadlines are looked at while requests are on their way.
+const TICK: Delta = Delta::from_millis(500);
+/// How long a close waits for requests.
+const CLOSE_LIMIT: Delta = Delta::from_secs(60);
+/// Between two attempts to open a device again.
+const REOPEN_PAUSE: Delta = Delta::from_secs(1);
+/// Events that come in a burst are reported together.
+const EVENT_PAUSE: Delta = Delta::from_secs(1);
+/// What kernel and tcmu-runner tell handlers about the size of requests, unless they know better: blocks.
+const MAX_XFER_BLOCKS: u32 = 8192;
+const MAX_UNMAP_BLOCKS: u32 = 32 << 20;
+/// Block size of a device whose handler does not set another.
+const BLOCK_SIZE: u32 = 512;
+
+/// What handlers set and ask for.
+#[derive(Debug)]
+pub(super) struct Props {
+    pub(super) num_lbas: AtomicU64,
+    pub(super) block_size: AtomicU32,
+    pub(super) max_xfer_len: AtomicU32,
+    pub(super) opt_xcopy_rw_len: AtomicU32,
+    pub(super) max_unmap_len: AtomicU32,
+    pub(super) opt_unmap_gran: AtomicU32,
+    pub(super) split_unmaps: AtomicBool,
+    pub(super) unmap_gran_align: AtomicU32,
+    pub(super) write_cache: AtomicBool,
+    pub(super) solid_state: AtomicBool,
+    pub(super) unmap: AtomicBool,
+}
+
+impl Props {
+    fn new(size: Option<u64>, calls: Calls) -> Props {
+        Props {
+            num_lbas: AtomicU64::new(size.unwrap_or(0) / u64::from(BLOCK_SIZE)),
+            block_size: AtomicU32::new(BLOCK_SIZE),
+            max_xfer_len: AtomicU32::new(MAX_XFER_BLOCKS),
+            opt_xcopy_rw_len: AtomicU32::new(MAX_XFER_BLOCKS),
+            max_unmap_len: AtomicU32::new(MAX_UNMAP_BLOCKS),
+            opt_unmap_gran: AtomicU32::new(MAX_XFER_BLOCKS),
+            split_unmaps: AtomicBool::new(true),
+            unmap_gran_align: AtomicU32::new(0),
+            write_cache: AtomicBool::new(calls.contains(Calls::FLUSH)),
+            solid_state: AtomicBool::new(false),
+            unmap: AtomicBool::new(calls.contains(Calls::UNMAP)),
+        }
+    }
+
+    /// Block size, never 0.
+    pub(super) fn block_size(&self) -> u32 {
+        self.block_size.load(Ordering::Relaxed).max(1)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Takes requests.
+    Open,
+    /// The storage was lost; it is closed and opened again. Requests are told to come back.
+    Recovering,
+    /// Waits for the last requests.
+    Closing,
+    /// Closed.
+    Closed,
+    /// Could not be closed, as the plug-in keeps requests.
+    Stuck,
+}
+
+struct Life {
+    state: State,
+    /// Somebody closed it while it was recovering.
+    close_wanted: bool,
+    /// Requests that are in the queue or with the plug-in.
+    outstanding: usize,
+}
+
+/// A device that a handler has opened.
+pub(super) struct Device {
+    pub(super) mem: DevMem,
+    pub(super) handler: Arc<Handler>,
+    pub(super) props: Props,
+    /// For messages.
+    pub(super) path: String,
+    pub(super) cfgstring: String,
+    /// As far as it is known without the handler.
+    pub(super) size: Option<u64>,
+    timeout: Option<Delta>,
+    pub(super) queue: WorkerQueue<Job>,
+    pub(super) table: Table<Owner>,
+    next_id: AtomicU16,
+    life: SpinLock<Life>,
+    changed: CondVar,
+    threads: Mutex<Vec<Kthread>>,
+    timer: Timer,
+    timer_armed: AtomicBool,
+    event_pending: AtomicBool,
+    me: Weak<Device>,
+}
+
+impl Device {
+    /// Has a handler open a device.
+    ///
+    /// Context: may sleep, as long as the handler takes.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY`: the same device is being closed, and that takes too long. `EINVAL`: the handler says that the
+    /// configuration is wrong. Others: the handler's.
+    pub(super) fn open(
+        path: &str,
+        cfgstring: &str,
+        size: Option<u64>,
+        timeout: Option<Delta>,
+        handler: Arc<Handler>,
+    ) -> Result<Arc<Device>> {
+        registry::wait_until_free(cfgstring)?;
+        if let Some(reason) = handler.check_config(cfgstring) {
+            pr_err!("{path}: {reason}");
+            return Err(EINVAL);
+        }
+        let mem = DevMem::new(cfgstring)?;
+        let props = Props::new(size, handler.calls);
+        let dev = Arc::new_cyclic(|me: &Weak<Device>| {
+            let ticking = me.clone();
+            Device {
+                mem,
+                handler,
+                props,
+                path: path.to_owned(),
+                cfgstring: cfgstring.to_owned(),
+                size,
+                timeout,
+                queue: WorkerQueue::new(),
+                table: Table::new(),
+                next_id: AtomicU16::new(0),
+                life: SpinLock::new(Life {
+                    state: State::Closed,
+                    close_wanted: false,
+                    outstanding: 0,
+                }),
+                changed: CondVar::new(),
+                threads: Mutex::new(Vec::new()),
+                timer: Timer::new(move || {
+                    if let Some(dev) = ticking.upgrade() {
+                        dev.tick();
+                    }
+                }),
+                timer_armed: AtomicBool::new(false),
+                event_pending: AtomicBool::new(false),
+                me: me.clone(),
+            }
+        });
+        registry::add(&dev);
+        if let Err(e) = dev.handler.open(&dev.mem, false) {
+            pr_err!("{path}: the handler cannot open it: {e}");
+            registry::closed(&dev);
+            return Err(open_error(e));
+        }
+        dev.life.lock().state = State::Open;
+        if let Err(e) = dev.start_threads().and_then(|()| dev.check()) {
+            dev.close();
+            return Err(e);
+        }
+        Ok(dev)
+    }
+
+    /// What a handler has set must make sense.
+    fn check(&self) -> Result {
+        let block = self.props.block_size();
+        if !block.is_power_of_two() || !(512..=4096).contains(&block) || self.capacity() == 0 {
+            pr_err!(
+                "{}: {} blocks of {block} bytes: its size has to be given (?size=BYTES)",
+                self.path,
+                self.props.num_lbas.load(Ordering::Relaxed),
+            );
+            return Err(EINVAL);
+        }
+        Ok(())
+    }
+
+    fn start_threads(&self) -> Result {
+        let mut threads = self.threads.lock();
+        for _ in 0..self.handler.nr_threads.max(1) {
+            let me = self.me.clone();
+            let name = format!("tcmur-{}", self.handler.subtype);
+            threads.push(kthread::run(&name, move |stop| {
+                let Some(dev) = me.upgrade() else { return };
+                while let Some(job) = dev.queue.wait_next(stop) {
+                    dev.start(job);
+                }
+            })?);
+        }
+        Ok(())
+    }
+
+    /// Bytes.
+    pub(super) fn capacity(&self) -> u64 {
+        let lbas = self.props.num_lbas.load(Ordering::Relaxed);
+        lbas.saturating_mul(u64::from(self.props.block_size()))
+    }
+
+    /// Whether flushes mean anything.
+    pub(super) fn has_write_cache(&self) -> bool {
+        self.handler.calls.contains(Calls::FLUSH) && self.props.write_cache.load(Ordering::Relaxed)
+    }
+
+    /// Takes a request. It ends exactly once.
+    ///
+    /// Context: any; never sleeps.
+    pub(super) fn submit(&self, what: What) {
+        let refused = {
+            let mut life = self.life.lock();
+            match life.state {
+                State::Open => {
+                    life.outstanding += 1;
+                    None
+                }
+                State::Recovering => Some(EAGAIN),
+                _ => Some(ENODEV),
+            }
+        };
+        if let Some(e) = refused {
+            return what.finish(End::Failed(e));
+        }
+        let deadline = self.timeout.map_or(Instant::MAX, |t| Instant::now() + t);
+        let job = Job::new(what, self.has_write_cache(), deadline);
+        self.queue.push(job);
+        if self.timeout.is_some() && !self.timer_armed.swap(true, Ordering::SeqCst) {
+            self.timer.mod_timer_after(TICK);
+        }
+    }
+
+    /// Gives a request's next step to the plug-in, or ends it.
+    fn start(&self, mut job: Job) {
+        let Some(step) = job.steps.next(self.handler.calls) else {
+            return self.finish(job.what, End::Good { resid: 0 });
+        };
+        let mut mem = self.table.take();
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let block = self.props.block_size();
+        let (call, orig) = match job.what.prepare(step, &mut mem, id, block) {
+            Ok(prepared) => prepared,
+            Err(end) => {
+                self.table.give_back(mem);
+                return self.finish(job.what, end);
+            }
+        };
+        let is_cmd = matches!(job.what, What::Scsi(_));
+        let owner = Owner {
+            job,
+            orig,
+            failed: false,
+        };
+        let (addr, said) = self.table.call(&self.handler, &self.mem, mem, owner, call);
+        let pending = match said {
+            abi::TCMU_STS_ASYNC_HANDLED => is_cmd,
+            abi::TCMU_STS_OK => self.handler.nr_threads == 0 && !is_cmd,
+            _ => false,
+        };
+        if !pending {
+            self.complete(addr, said);
+        }
+    }
+
+    /// The plug-in says that the command at an address is done.
+    ///
+    /// Context: any thread, also a plug-in's.
+    #[doc(alias = "tcmur_cmd_complete")]
+    pub(super) fn complete(&self, addr: usize, said: c_int) {
+        let Some((mut mem, owner)) = self.table.remove(addr) else {
+            return pr_err_ratelimited!(
+                "{}: the handler completes a command that it does not have (status {said})",
+                self.path
+            );
+        };
+        if !status::is_known(said) || said == abi::TCMU_STS_ASYNC_HANDLED {
+            pr_err_ratelimited!("{}: the handler ends a command with {said}", self.path);
+        }
+        let (sense, left) = (mem.sense(), mem.left());
+        let data = mem.take();
+        self.table.give_back(mem);
+        if owner.failed {
+            pr_warn!("{}: a command that timed out has ended ({said})", self.path);
+            return self.ended();
+        }
+        let Owner { mut job, orig, .. } = owner;
+        let resid = job.what.restore(data, orig, left, said == abi::TCMU_STS_OK);
+        if said == abi::TCMU_STS_OK && job.steps.is_left() {
+            self.queue.push_head(job);
+            return;
+        }
+        let end = if said == abi::TCMU_STS_OK {
+            End::Good { resid }
+        } else {
+            End::Status(said, sense)
+        };
+        self.finish(job.what, end);
+    }
+
+    fn finish(&self, what: What, end: End) {
+        what.finish(end);
+        self.ended();
+    }
+
+    /// A request has left queue and plug-in.
+    fn ended(&self) {
+        let mut life = self.life.lock();
+        life.outstanding -= 1;
+        if life.outstanding == 0 {
+            drop(life);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Fails what is over its time.
+    ///
+    /// Context: the timer's; never sleeps.
+    fn tick(&self) {
+        let now = Instant::now();
+        let late = self.queue.extract(|job| job.deadline <= now);
+        let mut lost = VecDeque::new();
+        self.table.for_each(|owner| {
+            if owner.job.deadline <= now && !owner.failed {
+                owner.failed = true;
+                lost.push_back(owner.job.what.take());
+            }
+        });
+        let n = late.len() + lost.len();
+        for job in late {
+            self.finish(job.what, End::Failed(ETIMEDOUT));
+        }
+        // Still the plug-in's: not ended.
+        for what in lost {
+            what.lose_data().finish(End::Failed(ETIMEDOUT));
+        }
+        if n > 0 {
+            pr_err_ratelimited!("{}: {n} commands timed out", self.path);
+            self.mem.count(Event::CmdTimedOut);
+            self.report_events();
+        }
+        if self.life.lock().outstanding > 0 {
+            self.timer.mod_timer_after(TICK);
+            return;
+        }
+        self.timer_armed.store(false, Ordering::SeqCst);
+        if self.life.lock().outstanding > 0 && !self.timer_armed.swap(true, Ordering::SeqCst) {
+            self.timer.mod_timer_after(TICK);
+        }
+    }
+
+    /// Waits until no request is on its way. `false`: that took too long.
+    fn drain(&self, limit: Delta) -> bool {
+        let end = Instant::now() + limit;
+        let mut life = self.life.lock();
+        while life.outstanding > 0 {
+            let left = end - Instant::now();
+            if left <= Delta::ZERO
+                || self.changed.wait_timeout(&mut life, left) == CondVarTimeoutResult::Timeout
+            {
+                return life.outstanding == 0;
+            }
+        }
+        true
+    }
+
+    /// Closes the device as soon as nothing is on its way. New requests are refused.
+    ///
+    /// Context: any; the work is done by a thread. [`registry::wait_until_free`] waits for it.
+    pub(super) fn close(&self) {
+        {
+            let mut life = self.life.lock();
+            match life.state {
+                State::Open => life.state = State::Closing,
+                State::Recovering => {
+                    life.close_wanted = true;
+                    return;
+                }
+                _ => return,
+            }
+        }
+        self.on_thread("tcmur-close", |dev| {
+            if dev.drain(CLOSE_LIMIT) {
+                dev.handler.close(&dev.mem);
+                dev.down();
+            } else {
+                dev.life.lock().state = State::Stuck;
+                pr_crit!("{}: cannot be closed, commands do not end", dev.path);
+                registry::stuck();
+            }
+        });
+    }
+
+    /// The handler has closed it.
+    fn down(&self) {
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for t in threads {
+            t.stop();
+        }
+        self.timer.timer_delete();
+        self.life.lock().state = State::Closed;
+        if let Some(me) = self.me.upgrade() {
+            registry::closed(&me);
+        }
+    }
+
+    fn on_thread(&self, name: &str, f: impl FnOnce(&Device) + Send + 'static) {
+        let Some(me) = self.me.upgrade() else { return };
+        match kthread::run(name, move |_| f(&me)) {
+            Ok(t) => t.detach(),
+            Err(e) => pr_crit!("{}: no thread {name}: {e}", self.path),
+        }
+    }
+
+    /// Whether it will not change any more. Context: any.
+    pub(super) fn is_closed(&self) -> bool {
+        self.life.lock().state == State::Closed
+    }
+
+    /// Whether it was given up. Context: any.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.life.lock().state == State::Stuck
+    }
+
+    /// The handler tells of an event. Context: any.
+    #[doc(alias = "tcmu_notify_conn_lost")]
+    #[doc(alias = "tcmu_notify_lock_lost")]
+    #[doc(alias = "tcmu_notify_cmd_timed_out")]
+    pub(super) fn notify(&self, event: Event) {
+        let n = self.mem.count(event);
+        pr_err_ratelimited!("{}: {event:?} ({n})", self.path);
+        self.report_events();
+        // The lock is the cluster's business: who lost it is fenced, and his commands fail with that.
+        if event != Event::LockLost {
+            self.recover();
+        }
+    }
+
+    /// Lets the handler tell the cluster what was counted, after a moment.
+    fn report_events(&self) {
+        if !self.handler.calls.contains(Calls::REPORT_EVENT)
+            || self.event_pending.swap(true, Ordering::SeqCst)
+        {
+            return;
+        }
+        self.on_thread("tcmur-event", |dev| {
+            kshim::time::delay::fsleep(EVENT_PAUSE);
+            dev.event_pending.store(false, Ordering::SeqCst);
+            if dev.life.lock().state == State::Open
+                && let Err(e) = dev.handler.report_event(&dev.mem)
+            {
+                pr_err!("{}: cannot report events: {e}", dev.path);
+            }
+        });
+    }
+
+    /// Closes the device and opens it again until that works.
+    fn recover(&self) {
+        {
+            let mut life = self.life.lock();
+            if life.state != State::Open {
+                return;
+            }
+            life.state = State::Recovering;
+        }
+        self.on_thread("tcmur-reopen", |dev| {
+            while !dev.drain(CLOSE_LIMIT) {
+                pr_err!(
+                    "{}: waiting for commands before it is opened again",
+                    dev.path
+                );
+            }
+            dev.handler.close(&dev.mem);
+            loop {
+                if dev.life.lock().close_wanted {
+                    return dev.down();
+                }
+                if dev.handler.open(&dev.mem, true).is_ok() {
+                    break;
+                }
+                kshim::time::delay::fsleep(REOPEN_PAUSE);
+            }
+            pr_notice!("{}: opened again", dev.path);
+            let close = {
+                let mut life = dev.life.lock();
+                life.state = State::Open;
+                life.close_wanted
+            };
+            if close {
+                dev.close();
+            }
+        });
+    }
+
+    /// The device has another size now. Context: any. Errors: `EINVAL`: not a number of blocks.
+    #[doc(alias = "tcmur_dev_update_size")]
+    pub(super) fn update_size(&self, bytes: u64) -> Result {
+        let block = u64::from(self.props.block_size());
+        if bytes == 0 || !bytes.is_multiple_of(block) {
+            return Err(EINVAL);
+        }
+        self.props.num_lbas.store(bytes / block, Ordering::Relaxed);
+        pr_notice!("{}: {bytes} bytes now", self.path);
+        Ok(())
+    }
+}
+
+/// What a handler's `open` returned; some return -1 for anything.
+fn open_error(ret: c_int) -> Error {
+    match ret {
+        -1 => ENXIO,
+        e if (-4095..0).contains(&e) => Error::from_errno(e),
+        _ => EIO,
+    }
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Device")
+            .field("path", &self.path)
+            .field("in_flight", &self.table.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,170 @@
+//! The disk behind `/dev/tcmur/SUBTYPE/CFGSTRING`.
+
+use kshim::block::{
+    BlkMode, BlockOps, BlockProber, MAX_LOGICAL_BLOCK_SIZE, QueueLimits, SubmittedBio,
+    SubmittedScsi,
+};
+use kshim::prelude::*;
+use kshim::sync::{Mutex, SpinLock};
+use std::sync::atomic::Ordering;
+
+use super::device::Device;
+use super::ffi::handler::Calls;
+use super::request::{End, What};
+use super::spec::Spec;
+use super::{handler, size};
+
+/// What one write of zeros may cover.
+const MAX_ZEROES: u64 = 256 << 20;
+
+/// Makes a disk for each path below `/dev/tcmur/`.
+pub(super) struct Prober;
+
+impl BlockProber for Prober {
+    fn probe(&self, path: &str) -> Result<Arc<dyn BlockOps>> {
+        Ok(Arc::new(Disk {
+            spec: Spec::parse(path)?,
+            gate: Mutex::new(()),
+            state: SpinLock::new(Opened::default()),
+        }))
+    }
+}
+
+#[derive(Default)]
+struct Opened {
+    dev: Option<Arc<Device>>,
+    openers: usize,
+}
+
+struct Disk {
+    spec: Spec,
+    /// One opens at a time.
+    gate: Mutex<()>,
+    state: SpinLock<Opened>,
+}
+
+impl Disk {
+    fn dev(&self) -> Option<Arc<Device>> {
+        self.state.lock().dev.clone()
+    }
+
+    /// Submits to the device, or fails.
+    fn submit(&self, what: What) {
+        match self.dev() {
+            Some(dev) => dev.submit(what),
+            None => what.finish(End::Failed(ENODEV)),
+        }
+    }
+
+    fn open_device(&self) -> Result<Arc<Device>> {
+        let handler = handler(&self.spec.subtype)?;
+        let found = size::find(&self.spec)?;
+        Device::open(
+            &self.spec.path,
+            &found.cfgstring,
+            found.size,
+            self.spec.timeout,
+            handler,
+        )
+    }
+}
+
+/// Whether a device can be used as asked.
+fn suits(dev: &Device, mode: BlkMode) -> Result {
+    let (needed, what) = if mode.contains(BlkMode::PASSTHROUGH) {
+        (
+            Calls::HANDLE_CMD,
+            "takes no SCSI commands: use vdisk_blockio",
+        )
+    } else {
+        (
+            Calls::READ,
+            "takes SCSI commands only: use the handler tcmur",
+        )
+    };
+    if dev.handler.calls.contains(needed) {
+        return Ok(());
+    }
+    pr_err!("{}: its handler {what}", dev.path);
+    Err(EOPNOTSUPP)
+}
+
+impl BlockOps for Disk {
+    fn submit_bio(&self, bio: SubmittedBio) {
+        self.submit(What::Bio(bio));
+    }
+
+    fn submit_scsi(&self, cmd: SubmittedScsi) {
+        self.submit(What::Scsi(cmd));
+    }
+
+    fn limits(&self) -> QueueLimits {
+        let Some(dev) = self.dev() else {
+            return QueueLimits::default();
+        };
+        let (p, calls) = (&dev.props, dev.handler.calls);
+        let block = p.block_size().clamp(512, MAX_LOGICAL_BLOCK_SIZE);
+        let gran = p.opt_unmap_gran.load(Ordering::Relaxed);
+        let unmap = calls.contains(Calls::UNMAP) && p.unmap.load(Ordering::Relaxed);
+        let most = match gran {
+            1.. if p.split_unmaps.load(Ordering::Relaxed) => gran,
+            _ => p.max_unmap_len.load(Ordering::Relaxed),
+        };
+        let bytes = |blocks: u32| u64::from(blocks) * u64::from(block);
+        QueueLimits {
+            logical_block_size: block,
+            physical_block_size: block.max(4096),
+            max_discard_bytes: if unmap { bytes(most) } else { 0 },
+            discard_granularity: if unmap {
+                u32::try_from(bytes(gran)).unwrap_or(0)
+            } else {
+                0
+            },
+            max_write_zeroes_bytes: if calls.contains(Calls::WRITESAME) {
+                MAX_ZEROES
+            } else {
+                0
+            },
+            write_cache: dev.has_write_cache(),
+            rotational: !p.solid_state.load(Ordering::Relaxed),
+            // A disk for SCSI commands judges for itself.
+            read_only: calls.contains(Calls::READ) && !calls.contains(Calls::WRITE),
+            ..QueueLimits::default()
+        }
+    }
+
+    fn capacity_bytes(&self) -> u64 {
+        self.dev().map_or(0, |dev| dev.capacity())
+    }
+
+    fn open(&self, mode: BlkMode) -> Result {
+        let _gate = self.gate.lock();
+        let dev = match self.dev() {
+            Some(dev) => dev,
+            None => self.open_device()?,
+        };
+        let fits = suits(&dev, mode);
+        let mut st = self.state.lock();
+        if fits.is_ok() {
+            st.openers += 1;
+        }
+        if st.openers > 0 {
+            st.dev = Some(dev);
+        } else {
+            drop(st);
+            dev.close();
+        }
+        fits
+    }
+
+    fn release(&self, _mode: BlkMode) {
+        let last = {
+            let mut st = self.state.lock();
+            st.openers = st.openers.saturating_sub(1);
+            if st.openers == 0 { st.dev.take() } else { None }
+        };
+        if let Some(dev) = last {
+            dev.close();
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! `/dev/tcmur/SUBTYPE/CFGSTRING[?size=BYTES&timeout=SECONDS]`
+
+use kshim::prelude::*;
+use kshim::time::Delta;
+
+use super::TCMUR_PREFIX;
+
+/// How long a command may take before it is failed, unless the path says otherwise: as the kernel's TCMU has it.
+pub const DEFAULT_TIMEOUT: Delta = Delta::from_secs(30);
+/// Longest timeout that can be asked for.
+const MAX_TIMEOUT_SECS: i64 = 24 * 3600;
+/// Longest path.
+const MAX_LEN: usize = 4096;
+
+/// What a path says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Spec {
+    /// The whole path.
+    pub(super) path: String,
+    /// Kind of handler.
+    pub(super) subtype: String,
+    /// What follows it: for the handler.
+    pub(super) cfg: String,
+    /// `size=`
+    pub(super) size: Option<u64>,
+    /// `timeout=`; `None`: never.
+    pub(super) timeout: Option<Delta>,
+}
+
+/// Bytes, with K, M, G or T for powers of 1024.
+fn parse_size(text: &str) -> Option<u64> {
+    let (digits, shift) = match text.as_bytes().last()?.to_ascii_uppercase() {
+        b'K' => (&text[..text.len() - 1], 10),
+        b'M' => (&text[..text.len() - 1], 20),
+        b'G' => (&text[..text.len() - 1], 30),
+        b'T' => (&text[..text.len() - 1], 40),
+        _ => (text, 0),
+    };
+    if !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let n = digits.parse::<u64>().ok()?;
+    n.checked_mul(1 << shift).filter(|n| *n > 0)
+}
+
+impl Spec {
+    /// Takes a path apart.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL`: no path of this kind, or an option that is not known.
+    pub(super) fn parse(path: &str) -> Result<Spec> {
+        let rest = path.strip_prefix(TCMUR_PREFIX).ok_or(EINVAL)?;
+        let (subtype, rest) = rest.split_once('/').ok_or(EINVAL)?;
+        if subtype.is_empty() || rest.is_empty() || path.len() > MAX_LEN || path.contains('\0') {
+            return Err(EINVAL);
+        }
+        let mut spec = Spec {
+            path: path.to_owned(),
+            subtype: subtype.to_owned(),
+            cfg: rest.to_owned(),
+            size: None,
+            timeout: Some(DEFAULT_TIMEOUT),
+        };
+        // A question mark may be part of a file's name: options look like options.
+        if let Some((cfg, options)) = rest.rsplit_once('?')
+            && options.contains('=')
+        {
+            spec.cfg = cfg.to_owned();
+            for option in options.split('&') {
+                spec.option(option).inspect_err(|_| {
+                    pr_err!("{path}: {option:?} is none of size=BYTES, timeout=SECONDS");
+                })?;
+            }
+        }
+        Ok(spec)
+    }
+
+    fn option(&mut self, option: &str) -> Result {
+        match option.split_once('=').ok_or(EINVAL)? {
+            ("size", n) => self.size = Some(parse_size(n).ok_or(EINVAL)?),
+            ("timeout", n) => {
+                let secs: i64 = n.parse().map_err(|_| EINVAL)?;
+                if !(0..=MAX_TIMEOUT_SECS).contains(&secs) {
+                    return Err(EINVAL);
+                }
+                self.timeout = (secs > 0).then(|| Delta::from_secs(secs));
+            }
+            _ => return Err(EINVAL),
+        }
+        Ok(())
+    }
+
+    /// What the handler gets, and knows the device by.
+    pub(super) fn cfgstring(&self) -> String {
+        format!("{}/{}", self.subtype, self.cfg)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_taken_apart() {
+        let s = Spec::parse("/dev/tcmur/qcow//images/a.qcow2").unwrap();
+        assert_eq!(
+            (s.subtype.as_str(), s.cfg.as_str()),
+            ("qcow", "/images/a.qcow2")
+        );
+        assert_eq!(s.cfgstring(), "qcow//images/a.qcow2");
+        assert_eq!((s.size, s.timeout), (None, Some(DEFAULT_TIMEOUT)));
+        let s = Spec::parse("/dev/tcmur/rbd/pool/image;id=a?size=2G&timeout=0").unwrap();
+        assert_eq!(s.cfg, "pool/image;id=a");
+        assert_eq!((s.size, s.timeout), (Some(2 << 30), None));
+        let s = Spec::parse("/dev/tcmur/qcow//what?").unwrap();
+        assert_eq!(s.cfg, "/what?");
+    }
+
+    #[test]
+    fn what_is_no_path_of_ours_is_refused() {
+        for path in [
+            "/dev/tcmur/",
+            "/dev/tcmur/qcow",
+            "/dev/tcmur/qcow/",
+            "/dev/tcmur//x",
+            "/dev/ram/x",
+            "/dev/tcmur/qcow//x?size=",
+            "/dev/tcmur/qcow//x?size=0",
+            "/dev/tcmur/qcow//x?size=-1",
+            "/dev/tcmur/qcow//x?size=99999999T",
+            "/dev/tcmur/qcow//x?sise=1",
+            "/dev/tcmur/qcow//x?timeout=1e3",
+        ] {
+            assert_eq!(Spec::parse(path), Err(EINVAL), "{path}");
+        }
+        let long = format!("/dev/tcmur/qcow/{}", "x".repeat(MAX_LEN));
+        assert_eq!(Spec::parse(&long), Err(EINVAL));
+    }
+}
