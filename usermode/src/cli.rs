@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
@@ -41,7 +42,8 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
     /// A size as 1G is a RAM disk (K, M, G, T: powers of 1024); anything with a "/", the name of an existing file, or
-    /// any name if --size is given, is a file or block device. The first is LUN 0, the next LUN 1, ...
+    /// any name if --size is given, is a file or block device. /dev/tcmur/KIND/WHAT is a disk of a tcmu-runner
+    /// handler, as /dev/tcmur/qcow//images/a.qcow2. The first is LUN 0, the next LUN 1, ...
     #[arg(value_name = "FILE|SIZE", required = true)]
     pub(crate) luns: Vec<OsString>,
 
@@ -81,6 +83,10 @@ pub(crate) struct ServeArgs {
     /// Let initiators have header and data digests. For measuring
     #[arg(long, hide = true)]
     pub(crate) digests: bool,
+
+    /// Where tcmu-runner's handlers are (handler_*.so) [default: the distribution's folder]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) handler_dir: Option<PathBuf>,
 
     /// How reactors wait for sockets; for tests, and for kernels or containers in which io_uring misbehaves
     #[arg(long, value_enum, default_value_t = Poller::Auto)]

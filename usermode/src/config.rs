@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use backstores::tcmur::{self, TCMUR_PREFIX};
 use iscsi_scst::accounts::Accounts;
 use kshim::error::code;
 use kshim::fs::{self, File, FileKind, OpenOptions, Stat};
@@ -47,7 +48,7 @@ pub(crate) struct LunSpec {
     pub(crate) name: String,
     /// Where its data is.
     pub(crate) backing: Backing,
-    /// Size in bytes, a multiple of [`size::BLOCK_BYTES`].
+    /// Size in bytes, a multiple of [`size::BLOCK_BYTES`]; 0: what it is opened from knows.
     pub(crate) bytes: u64,
     /// Refuse writes.
     pub(crate) read_only: bool,
@@ -67,6 +68,13 @@ pub(crate) enum Backing {
     File(PathBuf),
     /// A host block device with this absolute path.
     BlockDevice(PathBuf),
+    /// A disk of a tcmu-runner handler.
+    Tcmur {
+        /// Its path, below [`TCMUR_PREFIX`].
+        path: String,
+        /// The handler takes SCSI commands, not blocks.
+        passthrough: bool,
+    },
 }
 
 /// Files that must be created before the server can start.
@@ -99,6 +107,7 @@ impl ServeConfig {
         if luns > MAX_LUNS {
             bail!("{luns} LUNs, more than {MAX_LUNS}");
         }
+        tcmur::init(args.handler_dir.as_deref()).context("--handler-dir")?;
         let mut planner = Planner {
             size,
             read_only: args.read_only,
@@ -178,6 +187,9 @@ impl Planner {
         if argument.is_empty() {
             bail!("an empty name is neither a file nor a size");
         }
+        if let Some(path) = argument.to_str().filter(|p| p.starts_with(TCMUR_PREFIX)) {
+            return self.tcmur(n, path);
+        }
         let path = Path::new(argument);
         let has_slash = argument.as_encoded_bytes().contains(&b'/');
         let stat = match fs::stat(path) {
@@ -194,10 +206,46 @@ impl Planner {
         Ok(())
     }
 
+    /// What a handler has: its size comes out when it is opened.
+    fn tcmur(&mut self, n: usize, path: &str) -> Result<()> {
+        let absolute = PathBuf::from(path);
+        if let Some(first) = self.planned.insert(absolute, n) {
+            bail!("is LUN {first} already; a disk can be one LUN only");
+        }
+        let rest = path.strip_prefix(TCMUR_PREFIX).unwrap_or_default();
+        let Some((subtype, what)) = rest
+            .split_once('/')
+            .filter(|(k, w)| !k.is_empty() && !w.is_empty())
+        else {
+            bail!("want {TCMUR_PREFIX}KIND/WHAT, as {TCMUR_PREFIX}qcow//images/a.qcow2");
+        };
+        let known = tcmur::handlers();
+        let Some(handler) = known.iter().find(|h| h.subtype == subtype) else {
+            let names: Vec<_> = known.iter().map(|h| h.subtype.as_str()).collect();
+            if names.is_empty() {
+                bail!(
+                    "there are no tcmu-runner handlers (Debian package tcmu-runner, --handler-dir)"
+                );
+            }
+            bail!(
+                "no tcmu-runner handler {subtype:?}, only {}",
+                names.join(", ")
+            );
+        };
+        let backing = Backing::Tcmur {
+            path: path.to_owned(),
+            passthrough: handler.passthrough,
+        };
+        log::debug!("{what} by {}", handler.name);
+        self.add(n, backing, 0);
+        Ok(())
+    }
+
     fn add(&mut self, n: usize, backing: Backing, bytes: u64) {
         let identity = match &backing {
             Backing::Ram | Backing::Null => format!("ram {} {n}", self.ram_identity),
             Backing::File(path) | Backing::BlockDevice(path) => path.to_string_lossy().into_owned(),
+            Backing::Tcmur { path, .. } => path.split('?').next().unwrap_or(path).to_owned(),
         };
         self.luns.push(LunSpec {
             name: format!("disk{n}"),
@@ -297,6 +345,7 @@ mod tests {
             cpus: None,
             nullio: None,
             digests: false,
+            handler_dir: None,
             chap: None,
             poller: Poller::Auto,
         }

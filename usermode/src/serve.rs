@@ -74,9 +74,14 @@ fn describe(lun: &LunSpec) -> String {
         Backing::Null => "nothing".to_owned(),
         Backing::File(path) => format!("file {}", path.display()),
         Backing::BlockDevice(path) => format!("block device {}", path.display()),
+        Backing::Tcmur { path, .. } => format!("handler {path}"),
+    };
+    let size = match lun.bytes {
+        0 => String::new(),
+        bytes => format!(", {}", size::human(bytes)),
     };
     let mode = if lun.read_only { ", read-only" } else { "" };
-    format!("{what}, {}{mode}", size::human(lun.bytes))
+    format!("{what}{size}{mode}")
 }
 
 /// Files that this start created; removed again unless the start succeeds.

@@ -1,17 +1,21 @@
 //! The running target: builds devices, target and portals from a [`ServeConfig`].
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context as _, Result, bail};
 use backstores::ram::{RamConfig, RamDisk};
+use backstores::tcmur;
 use iscsi_scst::driver::IscsiDriver;
 use iscsi_scst::param::{DIGEST_CRC32C, DIGEST_NONE, KeyValues, SessionKey, TgtParams};
 use iscsi_scst::target::IscsiTarget;
 use kshim::net::TcpListener;
 use kshim::reactor::{PollerKind, Reactor, ReactorConfig};
+use kshim::time::Delta;
 use scst_core::core::{Core, CoreParams, LunParams};
+use scst_core::dev_handlers::tcmur::Tcmur;
 use scst_core::dev_handlers::vdisk::{IdentityOverrides, Vdisk, VdiskKind, VdiskParams};
 use scst_core::device::Device;
 
@@ -23,6 +27,9 @@ use crate::config::{Backing, LunSpec, ServeConfig};
 const SERVE_QUEUED_COMMANDS: u32 = 256;
 /// Write data that may come without being asked for: 64 KiB writes need no round trip, nor do 256 KiB ones.
 const SERVE_FIRST_BURST_LENGTH: u32 = 262_144;
+
+/// How long handlers of tcmu-runner may take to close their disks.
+const HANDLER_CLOSE_LIMIT: Delta = Delta::from_secs(70);
 
 /// A server that accepts connections.
 pub(crate) struct Server {
@@ -125,10 +132,7 @@ impl Server {
     }
 
     fn add_lun(&mut self, target: &Arc<IscsiTarget>, lun: u64, spec: &LunSpec) -> Result<()> {
-        let params = self.vdisk_params(spec)?;
-        let vdisk = Vdisk::new(&spec.name, &params)
-            .with_context(|| format!("{} cannot be opened", spec.name))?;
-        let dev = self.core.register_virtual_device(&spec.name, vdisk)?;
+        let dev = self.device(spec)?;
         dev.max_tgt_dev_commands
             .store(SERVE_QUEUED_COMMANDS, Ordering::Relaxed);
         self.devices.push(Arc::clone(&dev));
@@ -139,6 +143,22 @@ impl Server {
         self.core
             .add_lun(target.tgt(), acg.id(), &dev, lun, lun_params)?;
         Ok(())
+    }
+
+    fn device(&mut self, spec: &LunSpec) -> Result<Arc<Device>> {
+        let what = || format!("{} cannot be opened", spec.name);
+        if let Backing::Tcmur {
+            path,
+            passthrough: true,
+        } = &spec.backing
+        {
+            let tcmur = Tcmur::open(&spec.name, Path::new(path), spec.read_only);
+            let tcmur = tcmur.with_context(what)?;
+            return Ok(self.core.register_virtual_device(&spec.name, tcmur)?);
+        }
+        let params = self.vdisk_params(spec)?;
+        let vdisk = Vdisk::new(&spec.name, &params).with_context(what)?;
+        Ok(self.core.register_virtual_device(&spec.name, vdisk)?)
     }
 
     /// The device behind a LUN: RAM and block devices by bios, files through the page cache.
@@ -154,6 +174,7 @@ impl Server {
             Backing::Null => (VdiskKind::Nullio, None),
             Backing::File(path) => (VdiskKind::Fileio, Some(path.clone())),
             Backing::BlockDevice(path) => (VdiskKind::Blockio, Some(path.clone())),
+            Backing::Tcmur { path, .. } => (VdiskKind::Blockio, Some(path.into())),
         };
         let mut params = VdiskParams::new(kind);
         params.filename = path;
@@ -162,7 +183,11 @@ impl Server {
         }
         params.read_only = spec.read_only;
         params.rotational = Some(false);
-        params.thin_provisioned = Some(!spec.read_only && spec.backing != Backing::Null);
+        params.thin_provisioned = match spec.backing {
+            // Not every handler can give blocks back.
+            Backing::Tcmur { .. } => None,
+            _ => Some(!spec.read_only && spec.backing != Backing::Null),
+        };
         let serial = format!("{:016x}", spec.serial);
         params.identity = IdentityOverrides {
             t10_dev_id: Some(format!("{serial}-{}", spec.name)),
@@ -200,6 +225,9 @@ impl Server {
         }
         self.core.shutdown();
         drop(self.ram);
+        if !tcmur::wait_closed(HANDLER_CLOSE_LIMIT) {
+            failed.push("some handlers did not close their disks".to_owned());
+        }
         if !drained {
             failed.push("some connections did not end in time".to_owned());
         }
