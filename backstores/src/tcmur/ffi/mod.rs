@@ -12,7 +12,7 @@
 //!
 //! It is code in this process: what it does to memory that it was never given nobody can contain. What is contained
 //! are wrong *calls*. An address of a device or a command that comes from a plug-in is looked up before it is
-//! used ([`super::device::lookup`], [`table::Table`]); memory that a plug-in knows outlives the plug-in's reasons to
+//! used ([`super::registry::lookup`], [`table::Table`]); memory that a plug-in knows outlives the plug-in's reasons to
 //! use it: that of commands lives as long as its device and is used again only after many others, that of devices
 //! stays for some time after they were closed. No panic leaves Rust.
 
