@@ -3,7 +3,8 @@
 //! For devices that are more than blocks, as the zoned disks and optical drives of tcmu-runner's plug-ins
 //! (`/dev/tcmur/zbc/...`). The core still does what it does for every device - LUNs, order, reservations, unit attentions,
 //! REPORT LUNS - and decodes what its table knows; INQUIRY, mode pages, reads and writes are the device's own, and so
-//! are their sense data. What the device does not know, [`fallback`] answers as tcmu-runner does.
+//! are their sense data. What the device does not know and needs no more than its size
+//! is answered as tcmu-runner does.
 //!
 //! Neighbours: [`kshim::block::ScsiRequest`]; `backstores::tcmur` on the other side.
 //!
