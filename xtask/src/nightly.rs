@@ -48,6 +48,11 @@ const PARTS: &[Part] = &[
         ],
     ),
     (
+        "fuzz",
+        &["cargo", "test", "--release", "-p", "scst-fuzz"],
+        &[("SCST_FUZZ_RUNS", "2000000")],
+    ),
+    (
         "kill",
         integration!("--test", "image"),
         &[("SCST_KILL_ROUNDS", "200")],

@@ -38,6 +38,10 @@ const MAY_DEPEND: [(&str, &[&str]); 9] = [
     ("initiator", &[]),
     ("compare", &[]),
     ("benches", &["kshim", "scst-core", "iscsi-scst"]),
+    (
+        "fuzz",
+        &["kshim", "scst-core", "iscsi-scst", "backstores"],
+    ),
     ("xtask", &[]),
 ];
 
