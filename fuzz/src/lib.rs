@@ -2,10 +2,10 @@
 //!
 //! | entry | what the bytes are |
 //! |---|---|
-//! | [`pdus`] | a stream of PDUs for the parsers, with and without digests |
-//! | [`login`] | the PDUs of a login and of a discovery session, for the state machine |
+//! | [`pdus()`] | a stream of PDUs for the parsers, with and without digests |
+//! | [`login()`] | the PDUs of a login and of a discovery session, for the state machine |
 //! | [`text`] | text of keys and values |
-//! | [`connection`] | what an initiator sends to a server in this process, from its login on |
+//! | [`connection()`] | what an initiator sends to a server in this process, from its login on |
 //!
 //! `cargo test -p scst-fuzz` runs the entries on seeds ([`seeds`]), on `fuzz/corpus/`, and on mutations of both
 //! ([`mutate`]); the bin `scst-fuzz` does that for as long as it is told to. `fuzz/libfuzzer` has the same entries as

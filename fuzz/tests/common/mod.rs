@@ -8,7 +8,7 @@ fn env(name: &str) -> Option<u64> {
 }
 
 /// `runs` mutations, or as many as `SCST_FUZZ_RUNS` says.
-pub fn replay(name: &str, runs: u64) {
+pub(crate) fn replay(name: &str, runs: u64) {
     let run = ENTRIES
         .iter()
         .find(|(n, _)| *n == name)
