@@ -26,6 +26,25 @@ pub fn env(name: &str) -> Option<String> {
     crate::sys::linux::proc::env(name)
 }
 
+/// Tells the service manager what state the process is in, as `READY=1` (sd_notify(3)); nothing happens where none asked
+/// for it by `$NOTIFY_SOCKET`.
+///
+/// Context: may sleep. Errors: those of `sendmsg(2)`.
+#[doc(alias = "sd_notify")]
+pub fn notify_service_manager(state: &str) -> crate::error::Result {
+    match env("NOTIFY_SOCKET").filter(|s| !s.is_empty()) {
+        Some(socket) => crate::sys::linux::unix::send_datagram(&socket, state.as_bytes()),
+        None => Ok(()),
+    }
+}
+
+/// Whether this process runs as root.
+///
+/// Context: any.
+pub fn is_root() -> bool {
+    crate::sys::linux::unix::effective_uid() == 0
+}
+
 /// Number of CPUs that this process may run on: affinity and cgroup quota are taken into account. At least 1.
 ///
 /// Context: may sleep.

@@ -45,6 +45,8 @@ pub mod mempool;
 #[cfg(not(loom))]
 pub mod net;
 #[cfg(not(loom))]
+pub mod ns;
+#[cfg(not(loom))]
 pub mod page;
 #[cfg(not(loom))]
 pub mod percpu;

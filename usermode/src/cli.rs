@@ -36,6 +36,56 @@ pub(crate) struct LogArgs {
 pub(crate) enum Command {
     /// Serve files and RAM disks as the LUNs of one target
     Serve(ServeArgs),
+    /// Run the full server, configured by its management tree
+    Run(RunArgs),
+    /// Run a program where /sys/kernel/scst_tgt is the tree of the running server
+    Exec(ExecArgs),
+}
+
+/// Arguments of `scstd run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Address to listen on; may be given several times. Port 0 takes a free one [default: 0.0.0.0:3260 and [::]:3260]
+    #[arg(long = "portal", value_name = "ADDR:PORT")]
+    pub(crate) portals: Vec<String>,
+
+    /// Mount the management tree at this directory, by FUSE: it then is what /sys/kernel/scst_tgt is in the kernel
+    #[arg(long, value_name = "DIR")]
+    pub(crate) sysfs: Option<PathBuf>,
+
+    /// The control socket [default: $SCST_CONTROL, else scst/control.sock below $XDG_RUNTIME_DIR or /run]
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) control: Option<PathBuf>,
+
+    /// Where persistent reservations and saved mode pages are kept [default: /var/lib/scst, or scst below $XDG_STATE_HOME
+    /// or ~/.local/state]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+
+    /// Number of reactor threads [default: one per CPU, at most 4]
+    #[arg(long, value_name = "N")]
+    pub(crate) cpus: Option<String>,
+
+    /// How reactors wait for sockets; for tests, and for kernels or containers in which io_uring misbehaves
+    #[arg(long, value_enum, default_value_t = Poller::Auto)]
+    pub(crate) poller: Poller,
+}
+
+/// Arguments of `scstd exec`.
+#[derive(Debug, Args)]
+pub(crate) struct ExecArgs {
+    /// The server's control socket [default: $SCST_CONTROL, else scst/control.sock below $XDG_RUNTIME_DIR or /run]
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) control: Option<PathBuf>,
+
+    /// The program and its arguments
+    #[arg(
+        value_name = "CMD",
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub(crate) command: Vec<OsString>,
 }
 
 /// Arguments of `scstd serve`.
@@ -113,6 +163,7 @@ mod tests {
         let args = ["scstd", "serve"].iter().chain(args);
         Cli::try_parse_from(args).map(|cli| match cli.command {
             Command::Serve(args) => args,
+            other => panic!("{other:?}"),
         })
     }
 

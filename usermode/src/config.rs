@@ -144,7 +144,7 @@ impl ServeConfig {
     }
 }
 
-fn portals(texts: &[String]) -> Result<Vec<SocketAddr>> {
+pub(crate) fn portals(texts: &[String]) -> Result<Vec<SocketAddr>> {
     let mut portals = Vec::new();
     for text in texts {
         let portal: SocketAddr = text.parse().map_err(|_| {
@@ -158,7 +158,7 @@ fn portals(texts: &[String]) -> Result<Vec<SocketAddr>> {
     Ok(portals)
 }
 
-fn cpus(text: Option<&str>) -> Result<usize> {
+pub(crate) fn cpus(text: Option<&str>) -> Result<usize> {
     let Some(text) = text else {
         return Ok(host::cpus().clamp(1, DEFAULT_MAX_CPUS));
     };

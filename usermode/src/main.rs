@@ -1,4 +1,5 @@
-//! `scstd`, the SCST server: `scstd serve FILE|SIZE...` serves files and RAM disks as the LUNs of one iSCSI target.
+//! `scstd`, the SCST server: `scstd serve FILE|SIZE...` serves files and RAM disks as the LUNs of one iSCSI target, `scstd run`
+//! is the full server with SCST's management tree, `scstd exec` runs a program that sees this tree where the kernel has it.
 //!
 //! Key types: [`cli::Cli`] is the command line, [`config::ServeConfig`] what was asked for after everything was checked,
 //! [`server::Server`] the running target. Below: `iscsi-scst`, `backstores`, `scst-core`.
@@ -10,8 +11,10 @@
 mod chap;
 mod cli;
 mod config;
+mod exec;
 mod iqn;
 mod logger;
+mod run;
 mod serve;
 mod server;
 mod signals;
@@ -32,6 +35,8 @@ fn main() -> ExitCode {
     };
     let result = match &cli.command {
         cli::Command::Serve(args) => logger::init(&cli.log).and_then(|()| serve::run(args)),
+        cli::Command::Run(args) => logger::init(&cli.log).and_then(|()| run::run(args)),
+        cli::Command::Exec(args) => logger::init(&cli.log).and_then(|()| exec::run(args)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -57,7 +62,13 @@ fn usage(e: &clap::Error) -> ExitCode {
         .collect();
     let line = lines.join(" ");
     let line = line.strip_prefix("error: ").unwrap_or(&line);
-    complain(&format!("{line} (see scstd serve --help)"));
+    // The subcommand, if it is known: its own help says more.
+    let mut args = std::env::args().skip(1).filter(|a| !a.starts_with('-'));
+    let sub = args
+        .next()
+        .filter(|a| ["run", "exec"].contains(&a.as_str()));
+    let sub = sub.unwrap_or_else(|| "serve".to_owned());
+    complain(&format!("{line} (see scstd {sub} --help)"));
     ExitCode::from(EXIT_USAGE)
 }
 

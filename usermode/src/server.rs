@@ -37,7 +37,6 @@ pub(crate) struct Server {
     core: Arc<Core>,
     driver: Arc<IscsiDriver>,
     reactors: Vec<Reactor>,
-    devices: Vec<Arc<Device>>,
     ram: Vec<RamDisk>,
 }
 
@@ -47,7 +46,7 @@ pub(crate) struct Server {
 ///
 /// Why it cannot: a port in use, memory, a file. What was started is stopped again then.
 pub(crate) fn start(config: &ServeConfig, inherited: Vec<TcpListener>) -> Result<Server> {
-    let reactors = start_reactors(config)?;
+    let reactors = start_reactors(config.cpus, config.poller)?;
     let core = Core::new(CoreParams::default()).context("the core's threads cannot be started")?;
     let handles = reactors.iter().map(Reactor::handle).collect();
     let driver = IscsiDriver::new(Arc::clone(&core), handles)?;
@@ -56,7 +55,6 @@ pub(crate) fn start(config: &ServeConfig, inherited: Vec<TcpListener>) -> Result
         core,
         driver,
         reactors,
-        devices: Vec::new(),
         ram: Vec::new(),
     };
     match server.configure(config, inherited) {
@@ -70,8 +68,9 @@ pub(crate) fn start(config: &ServeConfig, inherited: Vec<TcpListener>) -> Result
     }
 }
 
-fn start_reactors(config: &ServeConfig) -> Result<Vec<Reactor>> {
-    let poller = match config.poller {
+/// Errors: what the host answers, with the number of the reactor.
+pub(crate) fn start_reactors(cpus: usize, poller: Poller) -> Result<Vec<Reactor>> {
+    let poller = match poller {
         Poller::Auto => PollerKind::Auto,
         Poller::Uring => PollerKind::Uring,
         Poller::Epoll => PollerKind::Epoll,
@@ -81,7 +80,7 @@ fn start_reactors(config: &ServeConfig) -> Result<Vec<Reactor>> {
         config.poller = poller;
         Reactor::spawn(config).with_context(|| format!("reactor {n} cannot be started"))
     };
-    let reactors: Vec<Reactor> = (0..config.cpus.max(1)).map(start).collect::<Result<_>>()?;
+    let reactors: Vec<Reactor> = (0..cpus.max(1)).map(start).collect::<Result<_>>()?;
     if let Some(r) = reactors.first() {
         log::info!("{} reactors on {:?}", reactors.len(), r.poller());
     }
@@ -135,7 +134,6 @@ impl Server {
         let dev = self.device(spec)?;
         dev.max_tgt_dev_commands
             .store(SERVE_QUEUED_COMMANDS, Ordering::Relaxed);
-        self.devices.push(Arc::clone(&dev));
         let acg = target.tgt().default_acg();
         let lun_params = LunParams {
             read_only: spec.read_only,
@@ -208,33 +206,59 @@ impl Server {
     ///
     /// What could not be closed or flushed.
     pub(crate) fn stop(self) -> Result<()> {
-        let drained = self.driver.stop();
-        let mut failed = Vec::new();
-        for dev in self.devices {
-            if let Err(e) = self.core.unregister_virtual_device(dev.name()) {
-                failed.push(format!("{}: {e}", dev.name()));
-            }
-        }
-        for target in self.driver.targets() {
-            if let Err(e) = self.core.unregister_target(target.tgt()) {
-                failed.push(format!("{}: {e}", target.name()));
-            }
-        }
-        for reactor in self.reactors {
-            reactor.stop();
-        }
-        self.core.shutdown();
+        let stopped = stop_all(Parts {
+            core: &self.core,
+            driver: &self.driver,
+            reactors: self.reactors,
+            before_core: || {},
+        });
         drop(self.ram);
-        if !tcmur::wait_closed(HANDLER_CLOSE_LIMIT) {
-            failed.push("some handlers did not close their disks".to_owned());
+        stopped
+    }
+}
+
+/// What [`stop_all`] stops.
+pub(crate) struct Parts<'a, F> {
+    pub(crate) core: &'a Arc<Core>,
+    pub(crate) driver: &'a Arc<IscsiDriver>,
+    pub(crate) reactors: Vec<Reactor>,
+    /// Called when nothing is registered any more and all threads still run.
+    pub(crate) before_core: F,
+}
+
+/// Closes all sessions, unregisters all targets and devices, which flushes them, and ends all threads.
+///
+/// # Errors
+///
+/// What could not be closed or flushed.
+pub(crate) fn stop_all(parts: Parts<'_, impl FnOnce()>) -> Result<()> {
+    let Parts { core, driver, .. } = parts;
+    let drained = driver.stop();
+    let mut failed = Vec::new();
+    for dev in core.devices() {
+        if let Err(e) = core.unregister_virtual_device(dev.name()) {
+            failed.push(format!("{}: {e}", dev.name()));
         }
-        if !drained {
-            failed.push("some connections did not end in time".to_owned());
+    }
+    for target in driver.targets() {
+        if let Err(e) = core.unregister_target(target.tgt()) {
+            failed.push(format!("{}: {e}", target.name()));
         }
-        if failed.is_empty() {
-            Ok(())
-        } else {
-            bail!("{}", failed.join("; "))
-        }
+    }
+    (parts.before_core)();
+    for reactor in parts.reactors {
+        reactor.stop();
+    }
+    core.shutdown();
+    if !tcmur::wait_closed(HANDLER_CLOSE_LIMIT) {
+        failed.push("some handlers did not close their disks".to_owned());
+    }
+    if !drained {
+        failed.push("some connections did not end in time".to_owned());
+    }
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        bail!("{}", failed.join("; "))
     }
 }

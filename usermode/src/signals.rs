@@ -34,13 +34,22 @@ impl Signals {
     /// The host does not permit it.
     pub(crate) fn wait(&self) -> Result<&'static str> {
         loop {
-            match signal::wait_termination().context("cannot wait for signals")? {
+            match self.next()? {
                 Termination::Term => return Ok("SIGTERM"),
                 Termination::Int => return Ok("SIGINT"),
                 Termination::Hup if self.hup_ignored => {}
                 Termination::Hup => return Ok("SIGHUP"),
             }
         }
+    }
+
+    /// Sleeps until one arrives.
+    ///
+    /// # Errors
+    ///
+    /// The host does not permit it.
+    pub(crate) fn next(&self) -> Result<Termination> {
+        signal::wait_termination().context("cannot wait for signals")
     }
 
     /// From now on a further signal ends the process: a clean stop that hangs can be cut short.

@@ -146,6 +146,11 @@ impl Core {
         self.config.lock().devices.get(name).cloned()
     }
 
+    /// The registered devices, by name. Context: may sleep.
+    pub fn devices(&self) -> Vec<Arc<Device>> {
+        self.config.lock().devices.values().cloned().collect()
+    }
+
     /// Unregisters a device: it leaves all LUN maps first. Errors: `Busy` if its commands did not end in time; then
     /// nothing has changed. Context: may sleep.
     #[doc(alias = "scst_unregister_virtual_device")]

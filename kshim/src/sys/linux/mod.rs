@@ -1,5 +1,6 @@
 //! Linux tenant.
 
+pub(crate) mod exec;
 pub(crate) mod file;
 pub(crate) mod guard;
 pub(crate) mod host;

@@ -82,7 +82,7 @@ fn open_fuse() -> Result<OwnedFd> {
 }
 
 /// Mounts a FUSE device at a directory, as the root of this name space.
-fn mount_fuse_as_root(dir: &Path, options: &str) -> Result<OwnedFd> {
+pub(super) fn mount_fuse_as_root(dir: &Path, options: &str) -> Result<OwnedFd> {
     let device = open_fuse()?;
     let fd = device.as_raw_fd();
     let data = format!("fd={fd},rootmode=40000,user_id=0,group_id=0{options}");

@@ -164,6 +164,18 @@ pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd)> {
     )?)
 }
 
+/// Sends a datagram to a path, or to an abstract name after "@".
+pub(crate) fn send_datagram(to: &str, bytes: &[u8]) -> Result {
+    let addr = match to.strip_prefix('@') {
+        Some(name) => SocketAddrUnix::new_abstract_name(name.as_bytes())?,
+        None => SocketAddrUnix::new(to)?,
+    };
+    let kind = SocketType::DGRAM;
+    let fd = net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+    net::sendto(&fd, bytes, SendFlags::NOSIGNAL, &addr)?;
+    Ok(())
+}
+
 /// Whether the name is a socket; `ENOENT` when it is nothing.
 pub(crate) fn is_socket(path: &Path) -> Result<bool> {
     let st = rustix::fs::lstat(path)?;
