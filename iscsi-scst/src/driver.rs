@@ -56,6 +56,8 @@ pub struct IscsiDriver {
     settings: SpinLock<Settings>,
     next_id: AtomicU64,
     next_tid: AtomicU32,
+    /// What it shows in the management tree.
+    pub(crate) sysfs: crate::sysfs::State,
     stopping: AtomicBool,
     idle: Completion,
 }
@@ -172,6 +174,7 @@ impl IscsiDriver {
             settings: SpinLock::default(),
             next_id: AtomicU64::new(1),
             next_tid: AtomicU32::new(1),
+            sysfs: crate::sysfs::State::default(),
             stopping: AtomicBool::new(false),
             idle: Completion::new(),
         }))
@@ -199,6 +202,7 @@ impl IscsiDriver {
         let tid = self.next_tid.fetch_add(1, Ordering::Relaxed);
         let target = Arc::new(IscsiTarget::new(tgt, tid, alias, keys, params));
         self.targets.lock().push(Arc::clone(&target));
+        self.show_target(&target);
         Ok(target)
     }
 
@@ -301,6 +305,7 @@ impl IscsiDriver {
         }
         self.core.unregister_target(target.tgt())?;
         self.targets.lock().retain(|t| !Arc::ptr_eq(t, target));
+        self.forget_target(target);
         Ok(())
     }
 
@@ -543,6 +548,14 @@ impl TgtTemplate for IscsiDriver {
         let target = targets.iter().find(|t| Arc::ptr_eq(t.tgt(), sess.tgt()))?;
         let info = target.session(sess.tgt_priv)?;
         Some(transport_id(&info.initiator_name, info.isid))
+    }
+
+    fn can_be_disabled(&self) -> bool {
+        true
+    }
+
+    fn group_sysfs_attrs(&self) -> Vec<kshim::kobject::Attr> {
+        crate::sysfs::group_attrs()
     }
 
     fn transport_id_protocol(&self) -> Option<u8> {

@@ -29,6 +29,7 @@ pub mod portal;
 mod requests;
 mod rx;
 pub mod sn;
+mod sysfs;
 pub mod target;
 pub mod text;
 mod tm;

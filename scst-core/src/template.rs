@@ -4,6 +4,7 @@
 
 use crate::mgmt::MgmtCmd;
 use crate::session::Session;
+use kshim::kobject::Attr;
 use std::sync::Arc;
 
 /// A transport driver.
@@ -32,6 +33,18 @@ pub trait TgtTemplate: Send + Sync + 'static {
     /// Protocol identifier of its TransportIDs (SPC-4 7.6.1), if it has any.
     fn transport_id_protocol(&self) -> Option<u8> {
         None
+    }
+
+    /// Attributes of a group of initiators besides those that every group has. Context: may sleep.
+    #[doc(alias = "acg_attrs")]
+    fn group_sysfs_attrs(&self) -> Vec<Attr> {
+        Vec::new()
+    }
+
+    /// Whether targets are enabled and disabled by the administrator.
+    #[doc(alias = "enable_target")]
+    fn can_be_disabled(&self) -> bool {
+        false
     }
 
     /// Commands concerned by the function are out of the devices. Context: TM thread.

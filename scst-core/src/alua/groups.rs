@@ -300,10 +300,15 @@ pub(crate) fn port_of(dev: &Device, tgt: &Tgt) -> AluaPort {
 /// Changing device groups, as the management tree does. Errors are those of SCST: `EINVAL` for what does not exist, `EEXIST`
 /// for what does. Context: may sleep.
 impl Core {
+    /// Changes a group, and has the management tree show it.
     fn dg<R>(&self, dg: &str, f: impl FnOnce(&mut DevGroup) -> Result<R>) -> Result<R> {
-        let mut groups = self.alua.groups.lock();
-        let found = groups.iter_mut().find(|g| g.name == dg);
-        f(found.ok_or(code::EINVAL)?)
+        let done = {
+            let mut groups = self.alua.groups.lock();
+            let found = groups.iter_mut().find(|g| g.name == dg);
+            f(found.ok_or(code::EINVAL)?)?
+        };
+        self.show(|tree| tree.sync_device_groups());
+        Ok(done)
     }
 
     /// All device groups in the order of their making.
@@ -325,6 +330,8 @@ impl Core {
             return Err(code::EEXIST);
         }
         groups.push(DevGroup::new(name));
+        drop(groups);
+        self.show(|tree| tree.sync_device_groups());
         Ok(())
     }
 
@@ -341,6 +348,7 @@ impl Core {
             unblock(dg.remove_dev(0));
         }
         drop(groups);
+        self.show(|tree| tree.sync_device_groups());
         self.alua.delayed.release_all();
         Ok(())
     }
@@ -361,6 +369,8 @@ impl Core {
         let dg = dg.ok_or(code::EINVAL)?;
         dg.devs.push(dev);
         dg.publish();
+        drop(groups);
+        self.show(|tree| tree.sync_device_groups());
         Ok(())
     }
 

@@ -58,7 +58,7 @@ pub(crate) use list_id::{ListIds, receive_copy_results};
 use crate::acg::AcgDev;
 use crate::blocking::{BlockTicket, Class, Enter, Place};
 use crate::cmd::{Cmd, CmdThreads, ExecCx};
-use crate::consts::TYPE_DISK;
+use crate::consts::{TYPE_DISK, TYPE_ROM};
 use crate::core::Core;
 use crate::device::Device;
 use crate::lun::Lun;
@@ -135,34 +135,25 @@ impl CopyManager {
         &self.tgt
     }
 
-    /// A device is new. Under the configuration lock.
+    /// A device is new. Answers the LUN that it gets. Under the configuration lock.
     #[doc(alias = "scst_cm_on_dev_register")]
-    pub(crate) fn on_dev_register(&self, dev: &Arc<Device>) {
+    pub(crate) fn on_dev_register(&self, dev: &Arc<Device>) -> Option<(u64, AcgDev)> {
         if !self.auto_cm_assignment.load(Ordering::Relaxed)
-            || dev.handler().type_code() != TYPE_DISK
+            || !matches!(dev.handler().type_code(), TYPE_DISK | TYPE_ROM)
         {
-            return;
+            return None;
         }
         let mut acgs = self.tgt.acgs.lock();
-        let Some(acg) = acgs.first_mut() else { return };
+        let acg = acgs.first_mut()?;
         let free = (0u64..)
             .take_while(|lun| Lun::new(*lun).is_some())
-            .find(|lun| !acg.luns.contains_key(lun));
-        if let Some(lun) = free {
-            let entry = AcgDev {
-                dev: Arc::clone(dev),
-                read_only: false,
-            };
-            acg.luns.insert(lun, entry);
-        }
-    }
-
-    /// A device goes; no command is on the way. Under the configuration lock.
-    #[doc(alias = "scst_cm_on_dev_unregister")]
-    pub(crate) fn on_dev_unregister(&self, dev: &Arc<Device>) {
-        if let Some(acg) = self.tgt.acgs.lock().first_mut() {
-            acg.luns.retain(|_, d| !Arc::ptr_eq(&d.dev, dev));
-        }
+            .find(|lun| !acg.luns.contains_key(lun))?;
+        let entry = AcgDev {
+            dev: Arc::clone(dev),
+            read_only: false,
+        };
+        acg.luns.insert(free, entry.clone());
+        Some((free, entry))
     }
 
     /// Sends copies home that are aborted and wait for devices. The caller has marked them before. Context: any.

@@ -136,7 +136,10 @@ impl Core {
         )))?;
         config.devices.insert(name.to_owned(), Arc::clone(&dev));
         self.show(|tree| tree.device_added(&dev));
-        self.copy_mgr.on_dev_register(&dev);
+        if let Some((lun, entry)) = self.copy_mgr.on_dev_register(&dev) {
+            let cm = self.copy_mgr.tgt();
+            self.show(|tree| tree.lun_added(cm, &cm.default_acg(), lun, &entry));
+        }
         pr_info!("Attached to virtual device {name}");
         Ok(dev)
     }
@@ -163,7 +166,7 @@ impl Core {
             let dev = config.devices.remove(name);
             let dev = dev.ok_or_else(|| ConfigError::NotFound(name.to_owned()))?;
             dev.unregistered.store(true, Ordering::Relaxed);
-            self.copy_mgr.on_dev_unregister(&dev);
+            self.unmap_device(self.copy_mgr.tgt(), &dev);
             self.alua.on_dev_unregister(&dev);
             let gone: Vec<_> = config
                 .tgts
@@ -174,6 +177,7 @@ impl Core {
             dev
         };
         drop(suspended);
+        self.show(|tree| tree.sync_device_groups());
         self.show(|tree| tree.device_removed(&dev));
         dev.pool.stop();
         dev.handler().detach(&dev);
@@ -217,6 +221,7 @@ impl Core {
             .lock()
             .retain(|t| !std::ptr::eq(t.as_ptr(), me));
         self.alua.on_tgt_unregister(tgt);
+        self.show(|tree| tree.sync_device_groups());
         self.show(|tree| tree.tgt_removed(tgt));
         Ok(())
     }

@@ -65,8 +65,21 @@ impl Core {
             acg.acns.push(pattern.to_owned());
             Ok(())
         })?;
+        self.show_acn(tgt, acg, pattern);
         self.reassign_sessions(tgt);
         Ok(())
+    }
+
+    fn show_acn(&self, tgt: &Tgt, acg: AcgId, pattern: &str) {
+        if let Some(acg) = tgt.acg(acg) {
+            self.show(|tree| tree.acn_added(tgt, &acg, pattern));
+        }
+    }
+
+    fn hide_acn(&self, tgt: &Tgt, acg: AcgId, pattern: &str) {
+        if let Some(acg) = tgt.acg(acg) {
+            self.show(|tree| tree.acn_removed(tgt, &acg, pattern));
+        }
     }
 
     /// Takes an initiator pattern out of a group. Context: may sleep.
@@ -74,6 +87,7 @@ impl Core {
     pub fn del_acn(&self, tgt: &Tgt, acg: AcgId, pattern: &str) -> Result<(), ConfigError> {
         let _config = self.config.lock();
         with_acg(tgt, acg, |acg| take_acn(acg, pattern))?;
+        self.hide_acn(tgt, acg, pattern);
         self.reassign_sessions(tgt);
         Ok(())
     }
@@ -81,10 +95,10 @@ impl Core {
     /// Takes all initiator patterns out of a group. Context: may sleep.
     pub fn clear_acns(&self, tgt: &Tgt, acg: AcgId) -> Result<(), ConfigError> {
         let _config = self.config.lock();
-        with_acg(tgt, acg, |acg| {
-            acg.acns.clear();
-            Ok(())
-        })?;
+        let acns = with_acg(tgt, acg, |acg| Ok(std::mem::take(&mut acg.acns)))?;
+        for pattern in &acns {
+            self.hide_acn(tgt, acg, pattern);
+        }
         self.reassign_sessions(tgt);
         Ok(())
     }
@@ -110,6 +124,8 @@ impl Core {
             acg.acns.push(pattern.to_owned());
             Ok(())
         })?;
+        self.hide_acn(tgt, from, pattern);
+        self.show_acn(tgt, to, pattern);
         self.reassign_sessions(tgt);
         Ok(())
     }

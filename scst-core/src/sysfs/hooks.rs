@@ -23,9 +23,15 @@ fn shown(what: &str, name: &str, r: Result) {
 
 impl ScstTree {
     /// Shows what is registered already.
-    fn add_all(&self, config: &Config) {
+    fn add_all(&self, core: &Core, config: &Config) {
+        let cm = core.copy_manager().tgt();
+        shown("target", cm.name(), self.add_copy_manager(core));
         for dev in config.devices.values() {
             self.device_added(dev);
+        }
+        let acg = cm.default_acg();
+        for (lun, entry) in &acg.luns {
+            self.lun_added(cm, &acg, *lun, entry);
         }
         for tgt in &config.tgts {
             self.tgt_added(tgt);
@@ -70,6 +76,14 @@ impl ScstTree {
         self.del_acg(tgt, acg);
     }
 
+    pub(crate) fn acn_added(&self, tgt: &Tgt, acg: &Acg, pattern: &str) {
+        shown("initiator", pattern, self.add_acn(tgt, acg, pattern));
+    }
+
+    pub(crate) fn acn_removed(&self, tgt: &Tgt, acg: &Acg, pattern: &str) {
+        self.del_acn(tgt, acg, pattern);
+    }
+
     pub(crate) fn lun_added(&self, tgt: &Tgt, acg: &Acg, lun: u64, entry: &AcgDev) {
         shown("LUN", &lun.to_string(), self.add_lun(tgt, acg, lun, entry));
     }
@@ -107,7 +121,9 @@ impl Core {
             }
             *slot = Some(Arc::clone(tree));
         }
-        tree.add_all(&config);
+        tree.add_all(self, &config);
+        drop(config);
+        tree.sync_device_groups();
         Ok(())
     }
 

@@ -12,12 +12,16 @@
 //! | `devices/` | `device`, and what the handler adds (`DevHandler::sysfs_attrs`) |
 //! | `targets/DRIVER/TARGET/` | `target` |
 //! | `.../sessions/` | `session` |
-//! | `device_groups/` | ALUA, not there yet |
+//! | `.../luns/`, `.../ini_groups/` | `lun`, `group` |
+//! | `device_groups/` | `device_group` |
 //!
 //! C source: `scst/src/scst_sysfs.c`
 
 mod device;
+mod device_group;
+mod group;
 mod hooks;
+mod lun;
 mod session;
 mod slot;
 mod target;
@@ -29,6 +33,7 @@ pub use slot::KobjSlot;
 use crate::core::Core;
 use kshim::error::Result;
 use kshim::kobject::{Executor, Kobject, Work};
+use kshim::sync::Mutex;
 use std::sync::{Arc, Weak};
 
 /// Name of the root, as in `/sys/kernel`.
@@ -56,6 +61,8 @@ pub struct ScstTree {
     targets: Arc<Kobject>,
     device_groups: Arc<Kobject>,
     sgv: Arc<Kobject>,
+    /// One at a time makes the directories of device groups follow.
+    dg_sync: Mutex<()>,
 }
 
 impl std::fmt::Debug for ScstTree {
@@ -81,7 +88,9 @@ impl ScstTree {
             device_groups: root.add("device_groups")?,
             sgv: root.add("sgv")?,
             root,
+            dg_sync: Mutex::new(()),
         });
+        tree.add_device_groups()?;
         core.attach_tree(&tree)?;
         Ok(tree)
     }
