@@ -46,7 +46,7 @@ impl GroupRef {
     }
 }
 
-fn failed(e: ConfigError) -> kshim::error::Error {
+fn failed(e: &ConfigError) -> kshim::error::Error {
     pr_err!("{e}");
     e.errno()
 }
@@ -59,10 +59,10 @@ pub(super) fn mgmt(tgt: TgtRef) -> Attr {
         let (core, tgt) = tgt.get()?;
         match action.to_ascii_lowercase().as_str() {
             "create" | "del" if name.is_empty() => Err(code::EINVAL),
-            "create" => core.add_acg(&tgt, name).map(|_| ()).map_err(failed),
+            "create" => core.add_acg(&tgt, name).map(|_| ()).map_err(|e| failed(&e)),
             "del" => {
                 let acg = tgt.acg_by_name(name).ok_or(code::EINVAL)?;
-                core.del_acg(&tgt, acg).map_err(failed)
+                core.del_acg(&tgt, acg).map_err(|e| failed(&e))
             }
             _ => Err(code::EINVAL),
         }
@@ -87,7 +87,7 @@ fn store_initiators(group: &GroupRef, s: &str) -> Result {
         }
         _ => return Err(code::EINVAL),
     };
-    done.map_err(failed)
+    done.map_err(|e| failed(&e))
 }
 
 /// Attributes of a group.

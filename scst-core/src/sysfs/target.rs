@@ -134,12 +134,12 @@ fn flag(
     Attr::rw(
         name,
         move || {
-            let on = field(&*shown.get()?.1).load(Ordering::Relaxed);
+            let on = field(&shown.get()?.1).load(Ordering::Relaxed);
             Ok(text::flag(on, on))
         },
         move |s| {
             let on = parse(s)?;
-            field(&*stored.get()?.1).store(on, Ordering::Relaxed);
+            field(&stored.get()?.1).store(on, Ordering::Relaxed);
             Ok(())
         },
     )
