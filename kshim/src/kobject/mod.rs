@@ -41,6 +41,8 @@ pub mod control;
 mod executor;
 pub mod fuse;
 #[cfg(test)]
+mod model_tests;
+#[cfg(test)]
 mod tests;
 pub mod tree;
 
