@@ -11,6 +11,7 @@ use std::ffi::c_int;
 use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
+use kshim::block::BioOp;
 use kshim::kthread::{self, Kthread, WorkerQueue};
 use kshim::prelude::*;
 use kshim::sync::{CondVar, CondVarTimeoutResult, Mutex, SpinLock};
@@ -21,8 +22,11 @@ use super::ffi::handler::{Calls, Handler};
 use super::ffi::mem::{DevMem, Event};
 use super::ffi::table::Table;
 use super::registry;
-use super::request::{End, Job, Owner, What};
+use super::request::{End, Job, Owner, Step, What};
+use super::size::Found;
+use super::spec::Spec;
 use super::status;
+use super::whole::Whole;
 
 /// How often deadlines are looked at while requests are on their way.
 const TICK: Delta = Delta::from_millis(500);
@@ -110,6 +114,8 @@ pub(super) struct Device {
     /// As far as it is known without the handler.
     pub(super) size: Option<u64>,
     timeout: Option<Delta>,
+    /// The handler wants the first write to a cluster to cover it.
+    whole: Option<Whole>,
     pub(super) queue: WorkerQueue<Job>,
     pub(super) table: Table<Owner>,
     next_id: AtomicU16,
@@ -131,13 +137,11 @@ impl Device {
     ///
     /// `EBUSY`: the same device is being closed, and that takes too long. `EINVAL`: the handler says that the
     /// configuration is wrong. Others: the handler's.
-    pub(super) fn open(
-        path: &str,
-        cfgstring: &str,
-        size: Option<u64>,
-        timeout: Option<Delta>,
-        handler: Arc<Handler>,
-    ) -> Result<Arc<Device>> {
+    pub(super) fn open(spec: &Spec, found: &Found, handler: Arc<Handler>) -> Result<Arc<Device>> {
+        let (path, cfgstring) = (spec.path.as_str(), found.cfgstring.as_str());
+        let (size, timeout) = (found.size, spec.timeout);
+        // Asynchronous handlers, and those with many threads, know what they do.
+        let whole = found.unit.filter(|_| handler.nr_threads == 1);
         registry::wait_until_free(cfgstring)?;
         if let Some(reason) = handler.check_config(cfgstring) {
             pr_err!("{path}: {reason}");
@@ -155,6 +159,7 @@ impl Device {
                 cfgstring: cfgstring.to_owned(),
                 size,
                 timeout,
+                whole: whole.and_then(Whole::new),
                 queue: WorkerQueue::new(),
                 table: Table::new(),
                 next_id: AtomicU16::new(0),
@@ -177,7 +182,11 @@ impl Device {
         });
         registry::add(&dev);
         if let Err(e) = dev.handler.open(&dev.mem, false) {
-            pr_err!("{path}: the handler cannot open it: {e}");
+            let hint = match size {
+                Some(_) => "",
+                None => "; nothing says its size, and ?size=BYTES is missing",
+            };
+            pr_err!("{path}: the handler cannot open it: {e}{hint}");
             registry::closed(&dev);
             return Err(open_error(e));
         }
@@ -194,7 +203,7 @@ impl Device {
         let block = self.props.block_size();
         if !block.is_power_of_two() || !(512..=4096).contains(&block) || self.capacity() == 0 {
             pr_err!(
-                "{}: {} blocks of {block} bytes: its size has to be given (?size=BYTES)",
+                "{}: {} blocks of {block} bytes; ?size=BYTES may be missing",
                 self.path,
                 self.props.num_lbas.load(Ordering::Relaxed),
             );
@@ -257,13 +266,19 @@ impl Device {
 
     /// Gives a request's next step to the plug-in, or ends it.
     fn start(&self, mut job: Job) {
-        let Some(step) = job.steps.next(self.handler.calls) else {
+        if let (Some(whole), Some((off, len)), None) = (&self.whole, job.will_write(), &job.patch) {
+            match whole.plan(off, len, self.capacity()) {
+                Ok(patch) => job.patch = patch,
+                Err(e) => return self.finish(job.what, End::Failed(e)),
+            }
+        }
+        let Some(step) = job.next_step(self.handler.calls) else {
             return self.finish(job.what, End::Good { resid: 0 });
         };
         let mut mem = self.table.take();
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let block = self.props.block_size();
-        let (call, orig) = match job.what.prepare(step, &mut mem, id, block) {
+        let (call, orig) = match job.prepare(step, &mut mem, id, block) {
             Ok(prepared) => prepared,
             Err(end) => {
                 self.table.give_back(mem);
@@ -273,6 +288,7 @@ impl Device {
         let is_cmd = matches!(job.what, What::Scsi(_));
         let owner = Owner {
             job,
+            step,
             orig,
             failed: false,
         };
@@ -308,18 +324,55 @@ impl Device {
             pr_warn!("{}: a command that timed out has ended ({said})", self.path);
             return self.ended();
         }
-        let Owner { mut job, orig, .. } = owner;
-        let resid = job.what.restore(data, orig, left, said == abi::TCMU_STS_OK);
-        if said == abi::TCMU_STS_OK && job.steps.is_left() {
+        let Owner {
+            mut job,
+            step,
+            orig,
+            ..
+        } = owner;
+        let good = said == abi::TCMU_STS_OK;
+        let resid = match (step, &mut job.patch) {
+            (Step::Main, _) => {
+                let n = data.len() as u64;
+                let resid = job.what.restore(data, orig, left, good);
+                if good {
+                    self.wrote(&job, n);
+                }
+                resid
+            }
+            (Step::Fill(at), Some(patch)) if good => {
+                if let Err(e) = patch.filled(at, &data) {
+                    return self.finish(job.what, End::Failed(e));
+                }
+                0
+            }
+            // The data of the request is where it was.
+            _ => 0,
+        };
+        if good && job.steps.is_left() {
             self.queue.push_head(job);
             return;
         }
-        let end = if said == abi::TCMU_STS_OK {
+        let end = if good {
             End::Good { resid }
         } else {
             End::Status(said, sense)
         };
         self.finish(job.what, end);
+    }
+
+    /// A request has written, with a larger write `patched` bytes.
+    fn wrote(&self, job: &Job, patched: u64) {
+        let (Some(whole), What::Bio(bio)) = (&self.whole, &job.what) else {
+            return;
+        };
+        let (off, len) = match &job.patch {
+            Some(patch) => (patch.start, patched),
+            None => (bio.pos(), bio.len as u64),
+        };
+        if bio.op == BioOp::Write {
+            whole.wrote(off, len, self.capacity());
+        }
     }
 
     fn finish(&self, what: What, end: End) {
@@ -439,6 +492,12 @@ impl Device {
     /// Whether it will not change any more. Context: any.
     pub(super) fn is_closed(&self) -> bool {
         self.life.lock().state == State::Closed
+    }
+
+    /// Whether somebody closed it and the handler is not done with that. Context: any.
+    pub(super) fn is_closing(&self) -> bool {
+        let life = self.life.lock();
+        life.state == State::Closing || life.close_wanted && life.state != State::Closed
     }
 
     /// Whether it was given up. Context: any.

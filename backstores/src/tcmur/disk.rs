@@ -59,13 +59,7 @@ impl Disk {
     fn open_device(&self) -> Result<Arc<Device>> {
         let handler = handler(&self.spec.subtype)?;
         let found = size::find(&self.spec)?;
-        Device::open(
-            &self.spec.path,
-            &found.cfgstring,
-            found.size,
-            self.spec.timeout,
-            handler,
-        )
+        Device::open(&self.spec, &found, handler)
     }
 }
 

@@ -36,6 +36,7 @@ mod request;
 mod size;
 mod spec;
 mod status;
+mod whole;
 
 use std::path::{Path, PathBuf};
 

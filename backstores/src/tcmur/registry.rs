@@ -93,10 +93,10 @@ pub(super) fn wait_until_free(cfgstring: &str) -> Result {
     Ok(())
 }
 
-/// Waits until all devices are closed that can be. `false`: that took too long, or some cannot.
+/// Waits until all devices are closed that somebody has closed. `false`: that took too long, or some cannot.
 ///
 /// Context: may sleep.
 pub(super) fn wait_all(limit: Delta) -> bool {
-    let done = wait(limit, |d| !d.is_closed() && !d.is_stuck());
+    let done = wait(limit, |d| d.is_closing() && !d.is_stuck());
     done && !REGISTRY.lock().devices.values().any(|d| d.is_stuck())
 }

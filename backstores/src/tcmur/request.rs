@@ -11,6 +11,7 @@ use super::cdb::{self, Media};
 use super::ffi::handler::{Call, Calls};
 use super::ffi::mem::{Access, CmdMem};
 use super::status::{self, SenseBuf};
+use super::whole::Patch;
 
 /// Pieces of data are multiples of this, or copied: handlers count blocks per piece.
 const UNIT: usize = 512;
@@ -52,6 +53,8 @@ pub(super) enum End {
 pub(super) enum Step {
     /// A flush beside the request.
     Flush,
+    /// A read of the cluster that begins here, for a write that is made larger.
+    Fill(u64),
     /// The request itself.
     Main,
 }
@@ -75,18 +78,6 @@ impl Steps {
         }
     }
 
-    /// The next call, leaving out those that the handler does not have and that mean nothing then.
-    pub(super) fn next(&mut self, calls: Calls) -> Option<Step> {
-        let flush = calls.contains(Calls::FLUSH);
-        if std::mem::take(&mut self.before) && flush {
-            return Some(Step::Flush);
-        }
-        if std::mem::take(&mut self.main) {
-            return Some(Step::Main);
-        }
-        (std::mem::take(&mut self.after) && flush).then_some(Step::Flush)
-    }
-
     /// Whether there are any.
     pub(super) fn is_left(&self) -> bool {
         self.before || self.main || self.after
@@ -98,6 +89,8 @@ impl Steps {
 pub(super) struct Job {
     pub(super) what: What,
     pub(super) steps: Steps,
+    /// For a write that is made larger.
+    pub(super) patch: Option<Patch>,
     pub(super) deadline: Instant,
 }
 
@@ -105,6 +98,8 @@ pub(super) struct Job {
 #[derive(Debug)]
 pub(super) struct Owner {
     pub(super) job: Job,
+    /// Which part of the request it is.
+    pub(super) step: Step,
     /// The request's own data, where the plug-in got a copy.
     pub(super) orig: Option<SGTable>,
     /// It was failed because of its time.
@@ -124,17 +119,35 @@ impl Job {
         Job {
             what,
             steps,
+            patch: None,
             deadline,
         }
     }
-}
 
-type Prepared = (Call, Option<SGTable>);
+    /// Where the request writes, if that is still to come: bytes, length.
+    pub(super) fn will_write(&self) -> Option<(u64, u64)> {
+        match &self.what {
+            What::Bio(bio) if bio.op == BioOp::Write && self.steps.main => {
+                Some((bio.pos(), bio.len as u64))
+            }
+            _ => None,
+        }
+    }
 
-impl What {
-    /// Takes it, so that nobody waits.
-    pub(super) fn take(&mut self) -> What {
-        std::mem::replace(self, What::Nobody)
+    /// The next call, leaving out those that the handler does not have and that mean nothing then.
+    pub(super) fn next_step(&mut self, calls: Calls) -> Option<Step> {
+        let flush = calls.contains(Calls::FLUSH);
+        if std::mem::take(&mut self.steps.before) && flush {
+            return Some(Step::Flush);
+        }
+        if self.steps.main {
+            if let Some(at) = self.patch.as_mut().and_then(|p| p.fills.pop()) {
+                return Some(Step::Fill(at));
+            }
+            self.steps.main = false;
+            return Some(Step::Main);
+        }
+        (std::mem::take(&mut self.steps.after) && flush).then_some(Step::Flush)
     }
 
     /// Sets up a command for a step. The data moves into it, or into a copy whose original comes back.
@@ -145,15 +158,38 @@ impl What {
         id: u16,
         block: u32,
     ) -> Result<Prepared, End> {
-        match self {
-            _ if step == Step::Flush => {
+        match (step, &mut self.what, &mut self.patch) {
+            (Step::Flush, ..) => {
                 mem.prepare(id, &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
                 Ok((Call::Flush, None))
             }
-            What::Bio(bio) => prepare_bio(bio, mem, id, block).map_err(End::Failed),
-            What::Scsi(cmd) => prepare_scsi(cmd, mem, id, block),
-            What::Nobody => Err(End::Failed(ECANCELED)),
+            (Step::Fill(off), _, Some(patch)) => {
+                let len = patch.fill_len(off);
+                let cdb = medium_cdb(0x88, off, len, block);
+                mem.prepare(id, &cdb);
+                let sg = SGTable::alloc_zeroed(len).map_err(End::Failed)?;
+                mem.load(sg, 0, len, Access::Write, UNIT)
+                    .map_err(|(_, e)| End::Failed(e))?;
+                Ok((Call::Read { off, len }, None))
+            }
+            (Step::Main, What::Bio(bio), Some(patch)) => {
+                prepare_patched(bio, patch, mem, id, block).map_err(End::Failed)
+            }
+            (Step::Main, What::Bio(bio), None) => {
+                prepare_bio(bio, mem, id, block).map_err(End::Failed)
+            }
+            (Step::Main, What::Scsi(cmd), _) => prepare_scsi(cmd, mem, id, block),
+            (Step::Main, What::Nobody, _) | (Step::Fill(_), _, None) => Err(End::Failed(ECANCELED)),
         }
+    }
+}
+
+type Prepared = (Call, Option<SGTable>);
+
+impl What {
+    /// Takes it, so that nobody waits.
+    pub(super) fn take(&mut self) -> What {
+        std::mem::replace(self, What::Nobody)
     }
 
     /// Takes the data back from a command. `left`: how much of it the plug-in did not use up. Returns the residual.
@@ -254,13 +290,36 @@ fn put_back(
 
 /// The CDB that a bio would have come from, for handlers that look there.
 fn bio_cdb(code: u8, bio: &Bio, block: u32) -> [u8; 16] {
+    medium_cdb(code, bio.pos(), bio.len, block)
+}
+
+/// A CDB of 16 bytes for `len` bytes at `off`.
+fn medium_cdb(code: u8, off: u64, len: usize, block: u32) -> [u8; 16] {
     let block = u64::from(block);
-    let blocks = u32::try_from(bio.len as u64 / block).unwrap_or(u32::MAX);
+    let blocks = u32::try_from(len as u64 / block).unwrap_or(u32::MAX);
     let mut cdb = [0; 16];
     cdb[0] = code;
-    cdb[2..10].copy_from_slice(&(bio.pos() / block).to_be_bytes());
+    cdb[2..10].copy_from_slice(&(off / block).to_be_bytes());
     cdb[10..14].copy_from_slice(&blocks.to_be_bytes());
     cdb
+}
+
+/// A write that is made larger: its data into the buffer, which is written.
+fn prepare_patched(
+    bio: &mut Bio,
+    patch: &mut Patch,
+    mem: &mut CmdMem,
+    id: u16,
+    block: u32,
+) -> Result<Prepared> {
+    let at = usize::try_from(bio.pos() - patch.start)?;
+    let mut buf = std::mem::take(&mut patch.buf);
+    buf.copy_from_sg(at, &bio.sg, bio.sg_at, bio.len)?;
+    let (off, len) = (patch.start, buf.len());
+    mem.prepare(id, &medium_cdb(0x8A, off, len, block));
+    mem.load(buf, 0, len, Access::Read, UNIT)
+        .map_err(|(_, e)| e)?;
+    Ok((Call::Write { off, len }, Some(std::mem::take(&mut bio.sg))))
 }
 
 fn prepare_bio(bio: &mut Bio, mem: &mut CmdMem, id: u16, block: u32) -> Result<Prepared> {

@@ -20,6 +20,8 @@ pub(super) struct Found {
     pub(super) size: Option<u64>,
     /// For the handler.
     pub(super) cfgstring: String,
+    /// Bytes that the first write to any of them has to cover: see [`super::whole`].
+    pub(super) unit: Option<u64>,
 }
 
 /// Finds the size of a device.
@@ -33,9 +35,10 @@ pub(super) fn find(spec: &Spec) -> Result<Found> {
     let mut found = Found {
         size: spec.size,
         cfgstring: spec.cfgstring(),
+        unit: None,
     };
     let probed = match spec.subtype.as_str() {
-        "qcow" => qcow(&spec.cfg)?,
+        "qcow" => qcow(&spec.cfg, &mut found)?,
         "zbc" => zbc(spec, &mut found)?,
         // It has options before the path, as "ro/".
         "fbo" => plain(spec.cfg.find('/').map_or("", |at| &spec.cfg[at..])),
@@ -68,9 +71,14 @@ fn ne32(head: &[u8], at: usize) -> Option<u32> {
 }
 
 /// A qcow or qcow2 image says it in its header. A file that is neither is raw.
-fn qcow(path: &str) -> Result<Option<u64>> {
+fn qcow(path: &str, found: &mut Found) -> Result<Option<u64>> {
     let head = fs::read_head(path, HEADER_LEN).inspect_err(|e| pr_err!("{path}: {e}"))?;
     if be(&head, 0, 4) == Some(u64::from(QCOW_MAGIC)) {
+        let bits = match be(&head, 4, 4) {
+            Some(1) => be(&head, 32, 1),
+            _ => be(&head, 20, 4),
+        };
+        found.unit = bits.filter(|b| *b < 32).map(|b| 1 << b);
         return Ok(be(&head, 24, 8));
     }
     Ok(plain(path))
@@ -150,7 +158,10 @@ mod tests {
         head[..4].copy_from_slice(&QCOW_MAGIC.to_be_bytes());
         head[24..32].copy_from_slice(&(3u64 << 30).to_be_bytes());
         std::fs::write(&path, &head).unwrap();
-        assert_eq!(find(&spec("qcow", cfg, "")).unwrap().size, Some(3 << 30));
+        head[20..24].copy_from_slice(&16u32.to_be_bytes());
+        std::fs::write(&path, &head).unwrap();
+        let found = find(&spec("qcow", cfg, "")).unwrap();
+        assert_eq!((found.size, found.unit), (Some(3 << 30), Some(65536)));
         assert!(find(&spec("qcow", cfg, "?size=3G")).is_ok());
         assert_eq!(find(&spec("qcow", cfg, "?size=2G")), Err(EINVAL));
         std::fs::write(&path, [7; 1024]).unwrap();
