@@ -133,6 +133,9 @@ impl Running {
         let tree = ScstTree::publish(&core).context("the management tree")?;
         let handles = reactors.iter().map(Reactor::handle).collect();
         let driver = IscsiDriver::new(Arc::clone(&core), handles)?;
+        // Until `targets/iscsi/enabled` says otherwise.
+        driver.set_enabled(false);
+        driver.publish(&tree).context("targets/iscsi")?;
         Ok(Self {
             core,
             driver,
