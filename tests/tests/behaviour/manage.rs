@@ -1,17 +1,15 @@
-//! Management for the cases that change the configuration, as far as the core's own functions go: what is written to the
-//! scst_tgt tree becomes a call. Cases that need more are not run.
+//! Management for the cases that change the configuration. Targets and device groups are changed through the management
+//! tree; for devices, what is written becomes a call of the core's own functions. Cases that need more are not run.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use iscsi_scst::accounts::{AccountError, Accounts, Secret};
-use iscsi_scst::target::IscsiTarget;
+use kshim::kobject::tree::{Tree, TreeOps};
 use scst_compare::json::from_hex;
 use scst_compare::{Access, Errno, Manage};
-use scst_core::core::{ConfigError, Core, LunParams};
+use scst_core::core::{ConfigError, Core};
 use scst_core::dev_handlers::vdisk::{Vdisk, VdiskKind, VdiskParams};
-use scst_core::tgt::Tgt;
 
 const EINVAL: Errno = 22;
 const ENOSYS: Errno = 38;
@@ -19,10 +17,7 @@ const ENOSYS: Errno = 38;
 /// Manages one target of a core.
 pub(crate) struct CoreManage {
     core: Arc<Core>,
-    target: Arc<IscsiTarget>,
-    tgt: Arc<Tgt>,
-    /// (IncomingUser or OutgoingUser, name) and secret.
-    accounts: BTreeMap<(String, String), String>,
+    tree: Tree,
     data: PathBuf,
     disks: BTreeMap<String, Arc<Vdisk>>,
 }
@@ -31,17 +26,11 @@ pub(crate) struct CoreManage {
 enum Change<'a> {
     AddDevice(VdiskKind, &'a str),
     DelDevice(&'a str),
-    AddLun(&'a str, u64),
-    DelLun(u64),
-    Enable(bool),
     /// Device, attribute, value.
     Identity(&'a str, &'a str, &'a str),
     Medium(&'a str, &'a str),
     /// A null device's size in bytes.
     Size(&'a str, u64),
-    /// IncomingUser or OutgoingUser, name, secret.
-    AddAccount(&'a str, &'a str, &'a str),
-    DelAccount(&'a str, &'a str),
     /// Null devices read as zeros in any case.
     ReadZero,
 }
@@ -55,20 +44,6 @@ impl<'a> Change<'a> {
                 Self::AddDevice(kind(handler)?, rest)
             }
             (["handlers", _, "mgmt"], "del_device") => Self::DelDevice(rest),
-            (["targets", "iscsi", _, "luns", "mgmt"], "add") => {
-                let (device, lun) = rest.split_once(' ')?;
-                Self::AddLun(device, lun.parse().ok()?)
-            }
-            (["targets", "iscsi", _, "luns", "mgmt"], "del") => Self::DelLun(rest.parse().ok()?),
-            (["targets", "iscsi", "mgmt"], "add_target_attribute") => {
-                let [_, direction, user, secret] = words(rest)?;
-                Self::AddAccount(direction, user, secret)
-            }
-            (["targets", "iscsi", "mgmt"], "del_target_attribute") => {
-                let [_, direction, user] = words(rest)?;
-                Self::DelAccount(direction, user)
-            }
-            (["targets", "iscsi", _, "enabled"], flag) => Self::Enable(flag == "1"),
             (
                 [
                     "devices",
@@ -85,11 +60,6 @@ impl<'a> Change<'a> {
     }
 }
 
-/// Words between spaces, if there are `N`.
-fn words<const N: usize>(text: &str) -> Option<[&str; N]> {
-    text.split(' ').collect::<Vec<_>>().try_into().ok()
-}
-
 fn kind(handler: &str) -> Option<VdiskKind> {
     use VdiskKind::{Blockio, Fileio, Nullio, Vcdrom};
     [Blockio, Fileio, Nullio, Vcdrom]
@@ -99,19 +69,13 @@ fn kind(handler: &str) -> Option<VdiskKind> {
 
 impl CoreManage {
     /// For `tgt`; `$DATA` is `data`, where the files of the recording are made.
-    pub(crate) fn new(
-        core: Arc<Core>,
-        target: Arc<IscsiTarget>,
-        data: &Path,
-    ) -> std::io::Result<Self> {
+    pub(crate) fn new(core: Arc<Core>, tree: Tree, data: &Path) -> std::io::Result<Self> {
         for (name, mib) in [("m0.img", 16), ("m1.img", 8)] {
             std::fs::File::create(data.join(name))?.set_len(mib << 20)?;
         }
         Ok(Self {
             core,
-            tgt: Arc::clone(target.tgt()),
-            target,
-            accounts: BTreeMap::new(),
+            tree,
             data: data.to_owned(),
             disks: BTreeMap::new(),
         })
@@ -131,21 +95,7 @@ impl CoreManage {
         Ok(())
     }
 
-    fn set_accounts(&self) -> Result<(), AccountError> {
-        let mut accounts = Accounts::default();
-        for ((direction, user), secret) in &self.accounts {
-            let secret = Secret::new(secret.as_bytes())?;
-            match direction.as_str() {
-                "OutgoingUser" => accounts.set_outgoing(user, secret)?,
-                _ => accounts.add_incoming(user, secret)?,
-            }
-        }
-        self.target.set_accounts(accounts);
-        Ok(())
-    }
-
     fn change(&mut self, change: &Change<'_>) -> Result<(), Errno> {
-        let acg = self.tgt.default_acg().id();
         match *change {
             Change::AddDevice(kind, text) => self.add_device(kind, text),
             Change::DelDevice(name) => {
@@ -153,20 +103,6 @@ impl CoreManage {
                 self.core
                     .unregister_virtual_device(name)
                     .map_err(|e| errno(&e))
-            }
-            Change::AddLun(name, lun) => {
-                let dev = self.core.device(name).ok_or(EINVAL)?;
-                let params = LunParams::default();
-                let added = self.core.add_lun(&self.tgt, acg, &dev, lun, params);
-                added.map_err(|e| errno(&e))
-            }
-            Change::DelLun(lun) => self
-                .core
-                .del_lun(&self.tgt, acg, lun)
-                .map_err(|e| errno(&e)),
-            Change::Enable(on) => {
-                let done = self.core.enable_target(&self.tgt, on);
-                done.map_err(|e| errno(&e))
             }
             Change::Identity(name, attribute, value) => {
                 let disk = self.disks.get(name).ok_or(EINVAL)?;
@@ -180,16 +116,6 @@ impl CoreManage {
                 let dev = self.core.device(name).ok_or(EINVAL)?;
                 dev.inquiry_data_changed();
                 Ok(())
-            }
-            Change::AddAccount(direction, user, secret) => {
-                let key = (direction.to_owned(), user.to_owned());
-                self.accounts.insert(key, secret.to_owned());
-                self.set_accounts().map_err(|_| EINVAL)
-            }
-            Change::DelAccount(direction, user) => {
-                let key = (direction.to_owned(), user.to_owned());
-                self.accounts.remove(&key).ok_or(EINVAL)?;
-                self.set_accounts().map_err(|_| EINVAL)
             }
             Change::ReadZero => Ok(()),
             Change::Size(name, bytes) => {
@@ -209,6 +135,11 @@ impl CoreManage {
     }
 }
 
+/// What the tree manages.
+fn is_of_tree(path: &str) -> bool {
+    path.starts_with("targets/") || path.starts_with("device_groups/")
+}
+
 /// The device whose registrations and reservation are read.
 fn pr_state_of(path: &str) -> Option<&str> {
     path.strip_prefix("devices/")?.strip_suffix("/pr_state")
@@ -224,13 +155,18 @@ fn errno(e: &ConfigError) -> Errno {
 impl Manage for CoreManage {
     fn can(&self, access: &Access) -> bool {
         match access {
-            Access::Write(path, value) => Change::parse(path, value).is_some(),
-            Access::Read(path) => pr_state_of(path).is_some(),
-            Access::List(_) => false,
+            Access::Write(path, value) => is_of_tree(path) || Change::parse(path, value).is_some(),
+            Access::Read(path) => is_of_tree(path) || pr_state_of(path).is_some(),
+            Access::List(path) => is_of_tree(path),
         }
     }
 
     fn write(&mut self, path: &str, value: &str) -> Errno {
+        if is_of_tree(path) {
+            let value = if value.is_empty() { "\n" } else { value };
+            let done = self.tree.write(path, value.as_bytes());
+            return done.map_or_else(|e| e.errno(), |()| 0);
+        }
         match Change::parse(path, value) {
             Some(change) => self.change(&change).err().unwrap_or(0),
             None => ENOSYS,
@@ -238,13 +174,19 @@ impl Manage for CoreManage {
     }
 
     fn read(&mut self, path: &str) -> Result<String, Errno> {
+        if is_of_tree(path) {
+            let data = self.tree.read(path).map_err(|e| e.errno())?;
+            return Ok(String::from_utf8_lossy(&data).into_owned());
+        }
         let name = pr_state_of(path).ok_or(ENOSYS)?;
         let dev = self.core.device(name).ok_or(EINVAL)?;
         Ok(dev.pr_state())
     }
 
-    fn list(&mut self, _path: &str) -> Result<String, Errno> {
-        Err(ENOSYS)
+    fn list(&mut self, path: &str) -> Result<String, Errno> {
+        let all = self.tree.list(path).map_err(|e| e.errno())?;
+        let names: Vec<_> = all.into_iter().map(|e| e.name).collect();
+        Ok(names.join(" "))
     }
 
     fn data_dir(&self) -> String {

@@ -9,9 +9,11 @@ use anyhow::{Context as _, Result, ensure};
 use backstores::ram::{RamConfig, RamDisk};
 use iscsi_scst::driver::IscsiDriver;
 use iscsi_scst::param::{KeyValues, TgtParams};
+use kshim::kobject::tree::Tree;
 use kshim::reactor::{Reactor, ReactorConfig};
 use scst_core::core::{Core, CoreParams, LunParams};
 use scst_core::dev_handlers::vdisk::{Vdisk, VdiskKind, VdiskParams};
+use scst_core::sysfs::ScstTree;
 
 /// Name of the target.
 pub(crate) const IQN: &str = "iqn.2026-01.org.example:scst";
@@ -22,6 +24,7 @@ pub(crate) struct ReferenceServer {
     addr: SocketAddr,
     core: Arc<Core>,
     driver: Arc<IscsiDriver>,
+    tree: Arc<ScstTree>,
     reactor: Reactor,
     devices: Vec<&'static str>,
     _ram: RamDisk,
@@ -37,7 +40,9 @@ impl ReferenceServer {
             pr_dir: Some(data.path().join("pr")),
             ..CoreParams::default()
         })?;
+        let tree = ScstTree::publish(&core)?;
         let driver = IscsiDriver::new(Arc::clone(&core), vec![reactor.handle()])?;
+        driver.publish(&tree)?;
         let target = driver.add_target(IQN, None, KeyValues::default(), TgtParams::default())?;
         let ram = RamDisk::create("behaviour", &RamConfig::new(128 * MIB))?;
         let luns = disks(data.path(), ram.path())?;
@@ -59,6 +64,7 @@ impl ReferenceServer {
             addr,
             core,
             driver,
+            tree,
             reactor,
             devices,
             _ram: ram,
@@ -73,10 +79,12 @@ impl ReferenceServer {
 
     /// Management of its target.
     pub(crate) fn manage(&self) -> Result<CoreManage> {
-        let target = self.driver.targets();
-        let target = target.first().context("the target")?;
-        let (core, target) = (Arc::clone(&self.core), Arc::clone(target));
-        Ok(CoreManage::new(core, target, self.data.path())?)
+        let tree = Tree::new(self.tree.root());
+        Ok(CoreManage::new(
+            Arc::clone(&self.core),
+            tree,
+            self.data.path(),
+        )?)
     }
 
     /// Closes everything, as the server does.
@@ -89,6 +97,7 @@ impl ReferenceServer {
             self.core.unregister_target(target.tgt())?;
         }
         self.reactor.stop();
+        self.tree.unpublish();
         self.core.shutdown();
         ensure!(drained, "some connections did not end in time");
         Ok(())
