@@ -137,3 +137,19 @@ fn a_file_lun_conforms_as_kernel_scst_does() {
     let dir = tempfile::tempdir().unwrap();
     conforms(&ServerOptions::file(&dir.path().join("disk.img")).arg("--size=100M"));
 }
+
+#[test]
+fn a_qcow_lun_conforms_as_kernel_scst_does() {
+    if Server::is_external() {
+        return;
+    }
+    let Some([qemu, _]) = require(["qemu-img", "tcmu-runner"]) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("disk.qcow2");
+    let image = image.to_str().expect("test paths are UTF-8");
+    let create = ["create", "-q", "-f", "qcow2", image, "100M"];
+    run(&qemu, &create, TEST_LIMIT).success();
+    conforms(&ServerOptions::lun(format!("/dev/tcmur/qcow/{image}")));
+}
