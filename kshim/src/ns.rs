@@ -23,11 +23,11 @@ pub fn own_mounts() -> Result {
 }
 
 /// Puts an empty file system over a directory, and what was in the directory back into it, so that names can be added
-/// where the file system has none, as in sysfs.
+/// where the file system has none, as in sysfs. What is there under a name of `except` is left out.
 ///
 /// Context: after [`own_mounts`]. Errors: `ENOENT`, those of `mount(2)`.
-pub fn make_room(dir: &Path) -> Result {
-    sys::make_room(dir)
+pub fn make_room(dir: &Path, except: &[&str]) -> Result {
+    sys::make_room(dir, except)
 }
 
 /// Makes a directory and mounts a FUSE device there, which somebody has to serve.

@@ -40,7 +40,9 @@ pub(crate) fn run(args: &ExecArgs) -> Result<()> {
     let control = fs::canonicalize(&control)?;
     ns::own_mounts().map_err(no_namespace)?;
     let dir = Path::new(SYS_KERNEL);
-    ns::make_room(dir).with_context(|| format!("{SYS_KERNEL}: cannot be mounted over"))?;
+    // Of the kernel's own SCST, or of an `exec` around this one.
+    let old = [TREE_NAME, SHIM_DIR];
+    ns::make_room(dir, &old).with_context(|| format!("{SYS_KERNEL}: cannot be mounted over"))?;
     let device = ns::mount_fuse(&dir.join(TREE_NAME)).map_err(no_fuse)?;
     let served = client.serve_fuse(device.as_fd());
     served.context("the server cannot serve one more file system")?;

@@ -49,13 +49,17 @@ fn write(path: &str, text: &str) -> Result {
     std::fs::write(path, text).map_err(Error::from)
 }
 
-/// Puts an empty file system over a directory and what was in it back into that, so that names can be added.
+/// Puts an empty file system over a directory and what was in it back into that, but for some names, so that they can be
+/// added.
 ///
 /// Errors: those of `mount(2)`; an entry that cannot be put back is left out.
-pub(crate) fn make_room(dir: &Path) -> Result {
+pub(crate) fn make_room(dir: &Path, except: &[&str]) -> Result {
     let mut entries: Vec<(OsString, bool, OwnedFd)> = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
+        if except.iter().any(|e| entry.file_name() == *e) {
+            continue;
+        }
         let is_dir = entry.file_type()?.is_dir();
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
