@@ -22,7 +22,8 @@ const USAGE: &str = "usage: cargo xtask <task>
   prepush          the same without the integration tests
   tidy [--bless]   house checks; --bless rewrites docs/unsafe.tsv from the tree
   codegen [--check] make (or compare) the Rust side of backstores/abi/tcmu-runner.h; needs bindgen
-  nightly [PART..] second test tier; parts: torn props loom fuzz kill conformance image (default: all)
+  nightly [PART..] second test tier; parts: torn props loom fuzz kill conformance guest-kit guest image
+                   (default: all)
   bench [OPTION..] measure against the floor and peers; `bench --help` tells more";
 
 fn main() -> ExitCode {

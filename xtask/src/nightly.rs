@@ -62,6 +62,12 @@ const PARTS: &[Part] = &[
         integration!("--test", "conformance"),
         &[("SCST_CONFORMANCE", "all")],
     ),
+    ("guest-kit", &["tools/guest", "target/guest"], &[]),
+    (
+        "guest",
+        integration!("--test", "guest"),
+        &[("SCST_GUEST", "../target/guest")],
+    ),
     (
         "image",
         integration!("--test", "image"),
