@@ -25,6 +25,11 @@ const PARTS: &[Part] = &[
         &[("SCST_TORN_SESSIONS", "10000")],
     ),
     (
+        "reconfigure",
+        integration!("--test", "reconfigure"),
+        &[("SCST_RECONFIG_ROUNDS", "1000")],
+    ),
+    (
         "props",
         &[
             "cargo",

@@ -149,9 +149,11 @@ impl CmdThreads {
 }
 
 impl Drop for CmdThreads {
-    /// The threads end on their own: who drops the last reference may be a reactor.
+    /// The threads end on their own.
     fn drop(&mut self) {
-        self.inner.stopped.store(true, Ordering::SeqCst);
+        if self.inner.stopped.swap(true, Ordering::SeqCst) {
+            return;
+        }
         for (_, t) in std::mem::take(&mut *self.inner.threads.lock()) {
             t.request_stop();
             t.detach();

@@ -258,9 +258,7 @@ impl Core {
         let (idle, busy): (Nexuses, Nexuses) = gone
             .into_iter()
             .partition(|(_, t)| t.active_commands() == 0);
-        for (sess, t) in idle {
-            self.free_tgt_dev(&sess, &t);
-        }
+        self.free_idle(idle);
         if !busy.is_empty() {
             pr_info!("{} nexuses still have commands", busy.len());
             self.dying.lock().extend(busy);
@@ -284,6 +282,16 @@ impl Core {
             .into_iter()
             .partition(|(_, t)| t.active_commands() == 0);
         self.dying.lock().extend(busy);
+        self.free_idle(idle);
+    }
+
+    /// Frees nexuses whose commands are over. The last of them may be about to drop its reference, on a reactor: after a
+    /// grace period it has done so, and nothing that may sleep is dropped there.
+    fn free_idle(&self, idle: Nexuses) {
+        if idle.is_empty() {
+            return;
+        }
+        rcu::synchronize_rcu();
         for (sess, t) in idle {
             self.free_tgt_dev(&sess, &t);
         }
