@@ -161,6 +161,7 @@ impl IscsiDriver {
             return Err(code::EINVAL);
         }
         let mgmt = Mgmt::start(&core)?;
+        core.add_reactors(reactors.iter().cloned());
         Ok(Arc::new(Self {
             core,
             reactors,

@@ -17,8 +17,8 @@ use kshim::error::{Error, Result, code};
 use kshim::kobject::{Attr, Kobject};
 use kshim::sync::SpinLock;
 use scst_core::core::ConfigError;
-use scst_core::sysfs::ScstTree;
 use scst_core::sysfs::text::{self, KEY_MARK, Lexems};
+use scst_core::sysfs::{DEFAULT_FLAGS, SCST_VERSION, ScstTree, TraceLog, TraceTable};
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
@@ -185,12 +185,37 @@ fn flag_text(on: bool, default: bool) -> String {
     }
 }
 
+/// What `trace_level` of the driver is about.
+#[doc(alias = "iscsi_local_trace_tbl")]
+fn trace_log() -> Arc<TraceLog> {
+    const CONN: u64 = 0x4000_0000;
+    const TABLE: TraceTable = &[
+        (0x8000_0000, "d_write"),
+        (CONN, "conn"),
+        (0x0400_0000, "conn_dbg"),
+        (0x2000_0000, "iov"),
+        (0x1000_0000, "pdu"),
+        (0x0800_0000, "net_page"),
+    ];
+    TraceLog::new(
+        "iscsi-scst",
+        &["iscsi_scst"],
+        TABLE,
+        ", d_write, conn, conn_dbg, iov, pdu, net_page",
+        DEFAULT_FLAGS | CONN,
+    )
+}
+
 impl IscsiDriver {
     /// Shows the driver and its targets, those to come too, in a tree. Once for a driver. Errors: EEXIST. Context: may sleep.
     pub fn publish(self: &Arc<Self>, tree: &ScstTree) -> Result {
         let dir = tree.driver("iscsi")?;
         let weak = Arc::downgrade(self);
         dir.add_attrs(driver_attrs(&weak))?;
+        dir.add_attr(trace_log().attr())?;
+        dir.add_attr(Attr::ro("version", || {
+            Ok(format!("{SCST_VERSION}\nTRACING\nDEBUG\n"))
+        }))?;
         *self.sysfs.dir.lock() = Some(dir);
         for target in self.targets() {
             self.show_target(&target);

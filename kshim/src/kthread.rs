@@ -172,6 +172,12 @@ pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("(no message)")
 }
 
+/// The host's number of the calling thread, as `/proc/PID/task` has it. Context: any.
+#[doc(alias = "task_pid_vnr")]
+pub fn current_id() -> i32 {
+    crate::sys::thread::current_tid()
+}
+
 /// Starts a kthread. A panic of `f` is logged and ends the thread.
 ///
 /// Context: may sleep. Errors: `EAGAIN` when the host has no room for a thread, `EINVAL` for a name with NUL.

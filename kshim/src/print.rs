@@ -20,10 +20,64 @@
 //!
 //! C header: `include/linux/printk.h`, `include/linux/ratelimit.h`
 
+use crate::sync::SpinLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+pub use log::LevelFilter;
 
 #[doc(hidden)]
 pub use log as __log;
+
+/// How much a module prints, when that was changed while the program runs.
+struct ModuleLevels {
+    levels: Vec<(&'static str, LevelFilter)>,
+    /// The overall limit before the first was set.
+    base: Option<LevelFilter>,
+}
+
+static MODULE_LEVELS: SpinLock<ModuleLevels> = SpinLock::new(ModuleLevels {
+    levels: Vec::new(),
+    base: None,
+});
+
+/// Has a module, and those below it, print as much as `level` from now on, or again as the program was started. The logger
+/// asks [`module_level`].
+///
+/// Context: any.
+#[doc(alias = "dynamic_debug")]
+pub fn set_module_level(module: &'static str, level: Option<LevelFilter>) {
+    let mut m = MODULE_LEVELS.lock();
+    m.levels.retain(|(name, _)| *name != module);
+    m.levels.extend(level.map(|l| (module, l)));
+    // The longest name first: it counts.
+    m.levels
+        .sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
+    let wanted = m.levels.iter().map(|(_, l)| *l).max();
+    match wanted {
+        Some(level) => {
+            let base = *m.base.get_or_insert_with(log::max_level);
+            log::set_max_level(base.max(level));
+        }
+        None => {
+            if let Some(base) = m.base.take() {
+                log::set_max_level(base);
+            }
+        }
+    }
+}
+
+/// What was set for a log target by [`set_module_level`], if anything.
+///
+/// Context: any.
+pub fn module_level(target: &str) -> Option<LevelFilter> {
+    let m = MODULE_LEVELS.lock();
+    let covers = |module: &str| {
+        let rest = target.strip_prefix(module);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    };
+    let found = m.levels.iter().find(|(module, _)| covers(module));
+    found.map(|(_, level)| *level)
+}
 
 /// Length of the window of a rate limit.
 #[doc(alias = "DEFAULT_RATELIMIT_INTERVAL")]
@@ -169,6 +223,21 @@ macro_rules! pr_debug_ratelimited { ($($arg:tt)+) => { $crate::__pr_ratelimited!
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn modules_have_levels_of_their_own() {
+        assert_eq!(module_level("m1::a"), None);
+        set_module_level("m1", Some(LevelFilter::Debug));
+        set_module_level("m1::a", Some(LevelFilter::Off));
+        assert_eq!(module_level("m1"), Some(LevelFilter::Debug));
+        assert_eq!(module_level("m1::a::b"), Some(LevelFilter::Off));
+        assert_eq!(module_level("m1::ab"), Some(LevelFilter::Debug));
+        assert_eq!(module_level("m10"), None);
+        assert!(log::max_level() >= LevelFilter::Debug);
+        set_module_level("m1", None);
+        set_module_level("m1::a", None);
+        assert_eq!(module_level("m1::a"), None);
+    }
 
     #[test]
     fn a_burst_passes_then_the_rest_is_counted() {

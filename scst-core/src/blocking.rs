@@ -416,6 +416,14 @@ impl<T: HasBlockTicket> DevBlock<T> {
         self.grant_and_unlock(st)
     }
 
+    /// Blocks from outside, and whether somebody still waits for the device to be drained. Context: any.
+    #[doc(alias = "scst_dev_block_show")]
+    pub fn ext_blocks(&self) -> (u32, bool) {
+        let st = self.state.lock();
+        let blocks = st.ext_blocks.saturating_sub(st.early_unblocks);
+        (blocks, !st.on_drained.is_empty())
+    }
+
     /// Takes parked commands out of the queue, for task management. The caller has marked them as aborted before and
     /// finishes them without execution.
     ///

@@ -4,11 +4,13 @@
 
 use crate::alua::TgState;
 use crate::cmd::{Cmd, ExecRes, ThreadsPoolType};
+use crate::core::Core;
 use crate::device::Device;
 use crate::mgmt::MgmtCmd;
 use crate::sense::{self, Sense};
 use crate::tgt_dev::TgtDev;
 use kshim::error::Result;
+use kshim::kobject::Attr;
 use kshim::scatterlist::SGTable;
 use std::any::Any;
 use std::sync::Arc;
@@ -70,6 +72,18 @@ pub trait DevHandler: Send + Sync + 'static {
     /// Whether the device has one pool, or each of its nexuses.
     fn threads_pool_type(&self) -> ThreadsPoolType {
         ThreadsPoolType::default()
+    }
+
+    /// [`DevHandler::threads_num`] of a device that nobody set it for.
+    fn default_threads_num(&self) -> i32 {
+        0
+    }
+
+    /// Attributes of the device in the management tree, besides those that every device has. They may outlive neither: hold
+    /// them weakly. Context: any.
+    #[doc(alias = "dev_attrs")]
+    fn sysfs_attrs(&self, _core: &Arc<Core>, _dev: &Arc<Device>) -> Vec<Attr> {
+        Vec::new()
     }
 
     /// Called when the device has been registered; keeps what it needs of the core's device object.

@@ -14,7 +14,7 @@ use crate::sgv::MemLim;
 use crate::sysfs::{Exports, KobjSlot};
 use crate::tgt_dev::TgtDev;
 use kshim::sync::SpinLock;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 /// Bits of the Control mode page (SPC-4 7.5.8) that steer the core. The handler owns changing them.
@@ -55,7 +55,7 @@ impl Default for ControlMode {
 }
 
 /// Whose threads execute the commands of a device that sleep: `threads_num` and `threads_pool_type`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum DevPool {
     /// The global ones: `threads_num` 0, or negative (where nothing should sleep).
     Global(Arc<CmdThreads>),
@@ -66,9 +66,14 @@ pub(crate) enum DevPool {
 }
 
 impl DevPool {
-    pub(crate) fn new(handler: &dyn DevHandler, name: &str, global: &Arc<CmdThreads>) -> Self {
-        let n = usize::try_from(handler.threads_num()).unwrap_or(0);
-        match handler.threads_pool_type() {
+    pub(crate) fn new(
+        num: i32,
+        pool_type: ThreadsPoolType,
+        name: &str,
+        global: &Arc<CmdThreads>,
+    ) -> Self {
+        let n = usize::try_from(num).unwrap_or(0);
+        match pool_type {
             _ if n == 0 => Self::Global(Arc::clone(global)),
             ThreadsPoolType::Shared => Self::Shared(CmdThreads::new(name, n, global)),
             ThreadsPoolType::PerInitiator => Self::PerNexus(n, Arc::clone(global)),
@@ -107,6 +112,10 @@ pub struct Device {
     handler: Arc<dyn DevHandler>,
     /// Control mode bits.
     pub control: ControlMode,
+    /// NUMA node for the device's memory; -1 for any. Memory comes from where the thread runs; the number is kept for those
+    /// who ask.
+    #[doc(alias = "dev_numa_node_id")]
+    pub numa_node_id: AtomicI32,
     /// Commands one nexus may have here (`max_tgt_dev_commands`).
     pub max_tgt_dev_commands: AtomicU32,
     /// The one task set of a device with TST=0.
@@ -116,7 +125,9 @@ pub struct Device {
     #[doc(alias = "dev_tgt_dev_list")]
     pub(crate) tgt_devs: SpinLock<Vec<Weak<TgtDev>>>,
     /// Who executes what sleeps.
-    pub(crate) pool: DevPool,
+    pub(crate) pool: SpinLock<DevPool>,
+    /// `threads_num` and `threads_pool_type`, of which `pool` was made.
+    pub(crate) pool_params: SpinLock<(i32, ThreadsPoolType)>,
     /// SPC-2 and persistent reservations.
     pub(crate) reservations: Reservations,
     /// The device's group, if it is in one.
@@ -153,15 +164,18 @@ impl Device {
         pool: DevPool,
         mem_lim: Arc<MemLim>,
     ) -> Self {
+        let pool_params = SpinLock::new((handler.threads_num(), handler.threads_pool_type()));
         Self {
             name: name.to_owned(),
             handler,
             control: ControlMode::default(),
+            numa_node_id: AtomicI32::new(-1),
             max_tgt_dev_commands: AtomicU32::new(DEF_MAX_TGT_DEV_COMMANDS),
             order: Arc::new(OrderData::new()),
             block: DevBlock::new(),
             tgt_devs: SpinLock::new(Vec::new()),
-            pool,
+            pool: SpinLock::new(pool),
+            pool_params,
             reservations: Reservations::default(),
             alua: SpinLock::new(None),
             expl_alua: AtomicBool::new(false),
@@ -227,6 +241,20 @@ impl Device {
         self.block.is_idle()
             && self.order.is_idle()
             && self.tgt_devs().iter().all(|t| t.is_quiescent())
+    }
+
+    /// Ends one block from outside (the attribute `block`), if there is one, and sends the commands that waited on their way.
+    /// Context: any.
+    #[doc(alias = "scst_ext_unblock_dev")]
+    pub(crate) fn ext_unblock(&self) {
+        if self.block.ext_blocks().0 == 0 {
+            kshim::pr_warn!("Device {} is not blocked", self.name);
+            return;
+        }
+        for cmd in self.block.unblock() {
+            let home = Arc::clone(&cmd.session().home);
+            home.post(cmd);
+        }
     }
 
     /// What a logical unit reset does to the device's own state: the reservation ends, and SWP.

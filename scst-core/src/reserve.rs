@@ -24,7 +24,7 @@ use crate::session::Session;
 use crate::tgt_dev::TgtDev;
 use kshim::error::{Result, code};
 use kshim::sync::{Mutex, SpinLock};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -104,6 +104,8 @@ pub(crate) struct Reservations {
     state: SpinLock<State>,
     /// Whether there is a file.
     can_persist: AtomicBool,
+    /// The file's name, for those who may not wait for `pr_mutex`.
+    file_name: SpinLock<Option<PathBuf>>,
 }
 
 /// How PERSISTENT RESERVE commands fare before their service action is looked at.
@@ -128,6 +130,7 @@ impl Reservations {
             state.pr.replace_with(loaded);
             state.publish();
         }
+        *self.file_name.lock() = Some(dir.join(device));
         *slot = Some(file);
         self.can_persist.store(true, Ordering::Relaxed);
         Ok(())
@@ -355,6 +358,20 @@ impl Device {
     /// Context: may sleep.
     pub fn set_pr_state(&self, text: &str) -> Result {
         self.reservations.set_pr_state(text)
+    }
+
+    /// Where they are kept over power loss (the attribute `pr_file_name`). Context: any; waits for nothing that sleeps.
+    pub fn pr_file(&self) -> Option<PathBuf> {
+        self.reservations.file_name.lock().clone()
+    }
+
+    /// Keeps them in another file, and takes over what is in it. Errors: those of reading it; nothing has changed
+    /// then. Context: may sleep.
+    #[doc(alias = "scst_pr_set_file_name")]
+    pub(crate) fn set_pr_file(&self, path: &Path) -> Result {
+        let dir = path.parent().ok_or(code::EINVAL)?;
+        let name = path.file_name().and_then(|n| n.to_str());
+        self.reservations.open_file(dir, name.ok_or(code::EINVAL)?)
     }
 
     /// Writes registrations and reservation to the log (the attribute `dump_prs`). Context: any.

@@ -3,13 +3,13 @@
 //! C source: `struct scst_session` of `scst/include/scst.h`
 
 use crate::acg::{AcgAttrs, AcgId, AcgRef};
-use crate::cmd::{Cmd, CmdHome, CmdShared, HomeId};
+use crate::cmd::{Cmd, CmdHome, CmdShared, CmdState, HomeId};
 use crate::copy_mgr::ListIds;
 use crate::core::{Core, InitWait};
 use crate::lun::{AddrMethod, Lun};
 use crate::pres::TransportId;
 use crate::sense::{self, Sense, SenseExtra};
-use crate::stats::IoStats;
+use crate::stats::{IoStats, LatStats};
 use crate::sysfs::KobjSlot;
 use crate::tgt::Tgt;
 use crate::tgt_dev::TgtDev;
@@ -91,6 +91,9 @@ pub struct Session {
     pub(crate) list_ids: Arc<ListIds>,
     /// I/O statistics.
     pub stats: IoStats,
+    /// How long its commands were in each state, if that is measured.
+    #[doc(alias = "lat_stats")]
+    pub lat: LatStats,
     /// Serialises delivery of unit attentions that all LUNs share.
     ua_scope: UaScope,
     /// A successor takes its place: see [`crate::retained`].
@@ -134,6 +137,7 @@ impl Session {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             list_ids: Arc::default(),
             stats: IoStats::new(),
+            lat: LatStats::new(CmdState::COUNT),
             ua_scope: UaScope::new(),
             retained: AtomicBool::new(false),
             tgt_priv,

@@ -154,6 +154,11 @@ impl IoStats {
         Self::attributes_of(|dir| self.get(dir))
     }
 
+    /// Names of the attributes, and the direction that each is about.
+    pub fn names() -> impl Iterator<Item = (&'static str, DataDirection)> {
+        ATTRIBUTES.into_iter().map(|(name, dir, _)| (name, dir))
+    }
+
     /// The same for a sum of several sessions: a target's attributes.
     pub fn attributes_of(
         mut sum: impl FnMut(DataDirection) -> IoStatEntry,

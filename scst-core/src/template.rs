@@ -47,6 +47,13 @@ pub trait TgtTemplate: Send + Sync + 'static {
         false
     }
 
+    /// Attributes of a session in the management tree, besides those that every session has. They hold the session weakly.
+    /// Context: under the configuration lock.
+    #[doc(alias = "sess_attrs")]
+    fn session_attrs(&self, _sess: &Arc<Session>) -> Vec<Attr> {
+        Vec::new()
+    }
+
     /// Commands concerned by the function are out of the devices. Context: TM thread.
     fn task_mgmt_affected_cmds_done(&self, _mcmd: &Arc<MgmtCmd>) {}
 

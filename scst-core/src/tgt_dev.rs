@@ -10,6 +10,7 @@ use crate::sense::Sense;
 use crate::session::Session;
 use crate::sysfs::KobjSlot;
 use crate::ua::{UaPlace, UaQueue};
+use kshim::sync::SpinLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -47,7 +48,7 @@ pub struct TgtDev {
     #[doc(alias = "SCST_TGT_DEV_BLACK_HOLE")]
     black_hole: AtomicU8,
     #[doc(alias = "active_cmd_threads")]
-    pub(crate) threads: Arc<CmdThreads>,
+    pub(crate) threads: SpinLock<Arc<CmdThreads>>,
     /// Its directory in the management tree, below the session's.
     #[doc(alias = "tgt_dev_kobj")]
     pub kobj: KobjSlot,
@@ -64,7 +65,7 @@ impl std::fmt::Debug for TgtDev {
 
 impl TgtDev {
     pub(crate) fn new(lun: u64, dev: Arc<Device>, sess: Weak<Session>, rd_only: bool) -> Self {
-        let threads = dev.pool.for_nexus(dev.name());
+        let threads = dev.pool.lock().for_nexus(dev.name());
         let order = if dev.control.tst.load(Ordering::Relaxed) == 0 {
             Arc::clone(&dev.order)
         } else {
@@ -83,7 +84,7 @@ impl TgtDev {
             rd_only: AtomicBool::new(rd_only),
             alua_filter: AtomicU8::new(0),
             black_hole: AtomicU8::new(0),
-            threads,
+            threads: SpinLock::new(threads),
             kobj: KobjSlot::default(),
         }
     }
@@ -150,7 +151,14 @@ impl TgtDev {
 
     /// Threads that execute commands of the nexus now: its own, or those it shares.
     pub fn pool_threads(&self) -> usize {
-        self.threads.len()
+        self.threads.lock().len()
+    }
+
+    /// Host's numbers of these threads. Context: any.
+    #[doc(alias = "scst_tgt_dev_thread_pid_show")]
+    pub fn pool_thread_ids(&self) -> Vec<i32> {
+        let threads = Arc::clone(&self.threads.lock());
+        threads.thread_ids()
     }
 
     /// Whether this nexus may only read.

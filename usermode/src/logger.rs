@@ -98,7 +98,10 @@ struct Logger {
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.level() <= self.filter.level(metadata.target())
+        // What `trace_level` says counts more than how the server was started.
+        let target = metadata.target();
+        let level = kshim::print::module_level(target);
+        metadata.level() <= level.unwrap_or_else(|| self.filter.level(target))
     }
 
     fn log(&self, record: &Record<'_>) {

@@ -148,7 +148,7 @@ impl Cmd {
         if self.resid_possible {
             self.set_residuals();
         }
-        self.state = CmdState::XmitResp;
+        self.set_state(CmdState::XmitResp);
         Next::Same(self)
     }
 }

@@ -20,13 +20,13 @@ impl Cmd {
     /// CmdState::PreDevDone.
     #[inline]
     pub(super) fn pre_dev_done(mut self: Box<Self>) -> Next {
-        self.state = CmdState::DevDone;
+        self.set_state(CmdState::DevDone);
         if self.status == SamStatus::Good {
             match self.cdb_byte(0) {
                 MODE_SENSE_6 => self.patch_write_protect(2),
                 MODE_SENSE_10 => self.patch_write_protect(3),
                 MODE_SELECT_6 | MODE_SELECT_10 | LOG_SELECT => {
-                    self.state = CmdState::ModeSelectChecks;
+                    self.set_state(CmdState::ModeSelectChecks);
                 }
                 _ => {}
             }
@@ -57,7 +57,7 @@ impl Cmd {
 
     /// CmdState::ModeSelectChecks: other nexuses learn that parameters changed.
     pub(super) fn mode_select_checks(mut self: Box<Self>) -> Next {
-        self.state = CmdState::DevDone;
+        self.set_state(CmdState::DevDone);
         if let Some(tgt_dev) = &self.tgt_dev {
             let ua = if self.cdb_byte(0) == LOG_SELECT {
                 sense::LOG_PARAMETER_CHANGED
@@ -72,7 +72,7 @@ impl Cmd {
     /// CmdState::DevDone.
     #[inline]
     pub(super) fn dev_done(mut self: Box<Self>, cx: &mut ExecCx<'_>) -> Next {
-        self.state = CmdState::PreXmitResp1;
+        self.set_state(CmdState::PreXmitResp1);
         let Some(tgt_dev) = self.tgt_dev.clone() else {
             return Next::Same(self);
         };
@@ -93,7 +93,7 @@ impl Cmd {
 #[doc(alias = "scst_cmd_done")]
 pub fn cmd_done(mut cmd: Box<Cmd>) {
     cmd.completed = true;
-    cmd.state = CmdState::PreDevDone;
+    cmd.set_state(CmdState::PreDevDone);
     let home = Arc::clone(&cmd.sess.home);
     home.post(cmd);
 }

@@ -33,7 +33,7 @@ impl Cmd {
         let order = Arc::clone(&tgt_dev.order);
         match order.check_sn(self) {
             CheckSn::Proceed(mut cmd) => {
-                cmd.state = CmdState::ExecCheckBlocking;
+                cmd.set_state(CmdState::ExecCheckBlocking);
                 Next::Same(cmd)
             }
             CheckSn::Deferred => Next::Stop,
@@ -111,7 +111,7 @@ impl Cmd {
         if self.check_local_events(&tgt_dev) {
             return self.after_exec(cx);
         }
-        self.state = CmdState::LocalExec;
+        self.set_state(CmdState::LocalExec);
         Next::Same(self)
     }
 
@@ -137,7 +137,7 @@ impl Cmd {
     /// Ends the execution stage of a command that was aborted in time: it has no result, and no side effects.
     #[cold]
     fn not_executed(mut self: Box<Self>) -> Next {
-        self.state = CmdState::DevDone;
+        self.set_state(CmdState::DevDone);
         Next::Same(self)
     }
 
@@ -207,7 +207,7 @@ impl Cmd {
         if self.op_flags().contains(CdbFlags::LOCAL_CMD) {
             if cx.may_sleep() && self.is_aborted() {
                 // While it waited for the thread.
-                self.state = CmdState::DevDone;
+                self.set_state(CmdState::DevDone);
                 return self.go_home();
             }
             match local_cmd::exec(&mut self, cx.may_sleep()) {
@@ -226,7 +226,7 @@ impl Cmd {
                 LocalRes::NotLocal => {}
             }
         }
-        self.state = CmdState::RealExec;
+        self.set_state(CmdState::RealExec);
         Next::Same(self)
     }
 
@@ -235,7 +235,7 @@ impl Cmd {
     fn wait_parked(mut self: Box<Self>, cx: &mut ExecCx<'_>, park: impl FnOnce(Box<Self>)) -> Next {
         let mut detached = self.ticket.detach();
         let order = self.tgt_dev.as_ref().map(|t| Arc::clone(&t.order));
-        self.state = CmdState::ExecWait;
+        self.set_state(CmdState::ExecWait);
         park(self);
         if let Some(order) = order {
             cx.make_all_ready(order.post_exec(&mut detached));
@@ -253,7 +253,7 @@ impl Cmd {
         let context = if cx.may_sleep() {
             if self.is_aborted() {
                 // While it waited for the thread.
-                self.state = CmdState::DevDone;
+                self.set_state(CmdState::DevDone);
                 return self.go_home();
             }
             ExecContext::Thread
@@ -262,11 +262,11 @@ impl Cmd {
         };
         // What `post_exec` needs stays here: a handler that keeps the command may complete it elsewhere at once.
         let mut detached = self.ticket.detach();
-        self.state = CmdState::ExecWait;
+        self.set_state(CmdState::ExecWait);
         let next = match tgt_dev.dev.handler().exec(self, context) {
             ExecRes::Completed(mut cmd) => {
                 cmd.completed = true;
-                cmd.state = CmdState::PreDevDone;
+                cmd.set_state(CmdState::PreDevDone);
                 if cx.home == Some(cmd.sess.home_id) {
                     Next::Same(cmd)
                 } else {
@@ -275,11 +275,11 @@ impl Cmd {
             }
             ExecRes::NeedThread(mut cmd) => {
                 cmd.ticket.reattach(detached);
-                cmd.state = CmdState::RealExec;
+                cmd.set_state(CmdState::RealExec);
                 if cx.may_sleep() {
                     kshim::pr_err!("Handler asks for a thread on a thread: {cmd:?}");
                     cmd.set_sense(sense::INTERNAL_FAILURE);
-                    cmd.state = CmdState::PreDevDone;
+                    cmd.set_state(CmdState::PreDevDone);
                     return cmd.go_home();
                 }
                 return Next::NeedThread(cmd);
@@ -292,7 +292,7 @@ impl Cmd {
 
     /// Ends the execution stage of a command that needed no handler: the next one in order may go.
     fn after_exec(mut self: Box<Self>, cx: &mut ExecCx<'_>) -> Next {
-        self.state = CmdState::PreDevDone;
+        self.set_state(CmdState::PreDevDone);
         if let Some(tgt_dev) = self.tgt_dev.clone()
             && !self.ticket.inc_expected_on_done()
         {

@@ -55,6 +55,7 @@ impl Cmd {
             block_ticket: BlockTicket::default(),
             copy: None,
             marks: CmdMarks::default(),
+            state_since: None,
             tgt_priv: 0,
             dh_priv: None,
         }
@@ -67,6 +68,7 @@ impl Cmd {
         debug_assert_eq!(self.state, CmdState::Free);
         self.generation = self.generation.wrapping_add(1);
         self.state = CmdState::InitWait;
+        self.state_since = None;
         self.cdb.set(cdb, extended);
         self.queue_type = QueueType::Simple;
         self.info = None;
@@ -89,7 +91,8 @@ impl Cmd {
         self.ticket = OrderTicket::default();
         self.block_ticket = BlockTicket::default();
         self.lun = Lun::unpack(&lun_bytes).map_or(NO_SUCH_LUN, Lun::get);
-        self.shared.begin(self.lun);
+        let [opcode, ..] = *cdb;
+        self.shared.begin(self.lun, opcode);
     }
 
     /// The transport's part of the command is set: process it. From now on task management finds it. Context: the
@@ -99,7 +102,7 @@ impl Cmd {
     pub fn init_done(mut self: Box<Self>, cx: &mut ExecCx<'_>) {
         debug_assert_eq!(self.state, CmdState::InitWait);
         self.shared.publish(self.generation);
-        self.state = CmdState::Init;
+        self.set_state(CmdState::Init);
         self.process(cx);
     }
 
@@ -114,7 +117,7 @@ impl Cmd {
                     let core = &cmd.sess.core;
                     let threads = match &cmd.tgt_dev {
                         _ if cmd.copy.is_some() => Arc::clone(&core.copy_mgr.threads),
-                        Some(t) => Arc::clone(&t.threads),
+                        Some(t) => Arc::clone(&t.threads.lock()),
                         None => Arc::clone(&core.main_threads),
                     };
                     match threads.queue_cmd(cmd) {
@@ -135,7 +138,7 @@ impl Cmd {
     fn no_threads(mut self: Box<Self>) -> Next {
         kshim::pr_err!("The thread pool is stopped: {self:?}");
         self.set_sense(sense::INTERNAL_FAILURE);
-        self.state = CmdState::PreDevDone;
+        self.set_state(CmdState::PreDevDone);
         Next::Same(self)
     }
 
@@ -220,7 +223,7 @@ impl Cmd {
         let limit = tgt_dev.dev.max_tgt_dev_commands.load(Ordering::Relaxed);
         let black_hole = tgt_dev.black_hole();
         self.tgt_dev = Some(tgt_dev);
-        self.state = CmdState::Parse;
+        self.set_state(CmdState::Parse);
         if count >= limit {
             self.set_busy();
             self.ticket.bypass_aca();

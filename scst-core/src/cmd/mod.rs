@@ -18,6 +18,7 @@ mod claim;
 mod done;
 mod exec;
 mod init;
+mod latency;
 mod parse;
 pub(crate) mod shared;
 mod state;
@@ -42,6 +43,7 @@ use crate::session::Session;
 use crate::sgv::SgvPoolObj;
 use crate::tgt_dev::TgtDev;
 use kshim::scatterlist::SGTable;
+use kshim::time::Instant;
 use std::any::Any;
 use std::sync::Arc;
 
@@ -150,6 +152,9 @@ pub struct Cmd {
     /// What an EXTENDED COPY is to do.
     pub(crate) copy: Option<Box<Copy>>,
     pub(crate) marks: CmdMarks,
+    /// When it came into its state, if latencies are measured.
+    #[doc(alias = "last_state_update")]
+    pub(crate) state_since: Option<Instant>,
     /// The transport's own handle of this command.
     pub tgt_priv: u64,
     /// The handler's own data, dropped when the command finishes.

@@ -48,7 +48,7 @@ impl Cmd {
                 0
             });
         }
-        self.state = CmdState::PrepareSpace;
+        self.set_state(CmdState::PrepareSpace);
         Next::Same(self)
     }
 
@@ -112,7 +112,7 @@ impl Cmd {
     /// CmdState::PrepareSpace.
     #[inline]
     pub(super) fn prepare_space(mut self: Box<Self>) -> Next {
-        self.state = CmdState::PreprocessingDone;
+        self.set_state(CmdState::PreprocessingDone);
         if self.data_direction == DataDirection::None {
             return Next::Same(self);
         }
@@ -190,7 +190,7 @@ impl Cmd {
         let Some(host) = cx.host.as_deref_mut() else {
             return self.go_home();
         };
-        self.state = CmdState::PreprocessingDoneCalled;
+        self.set_state(CmdState::PreprocessingDoneCalled);
         host.preprocessing_done(self);
         Next::Stop
     }
@@ -247,7 +247,7 @@ impl Cmd {
         let Some(host) = cx.host.as_deref_mut() else {
             return self.go_home();
         };
-        self.state = CmdState::DataWait;
+        self.set_state(CmdState::DataWait);
         host.rdy_to_xfer(self);
         Next::Stop
     }
@@ -257,7 +257,7 @@ impl Cmd {
     pub fn rx_data(mut self: Box<Self>, status: RestartStatus, cx: &mut ExecCx<'_>) {
         debug_assert_eq!(self.state, CmdState::DataWait);
         match status {
-            RestartStatus::Success => self.state = CmdState::TgtPreExec,
+            RestartStatus::Success => self.set_state(CmdState::TgtPreExec),
             other => self.transport_failed(other),
         }
         self.process(cx);
@@ -270,7 +270,7 @@ impl Cmd {
             self.set_abnormal_done_state();
             return Next::Same(self);
         }
-        self.state = CmdState::ExecCheckSn;
+        self.set_state(CmdState::ExecCheckSn);
         Next::Same(self)
     }
 }

@@ -10,7 +10,7 @@
 use crate::mgmt::Stub;
 use kshim::sync::SpinLock;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// In use: between reception and recycling.
 pub(crate) const LIVE: u64 = 1;
@@ -80,6 +80,8 @@ pub struct CmdShared {
     pub(crate) lun: AtomicU64,
     /// CmdSN-like number of the transport, for "older than the task management request".
     pub(crate) tgt_sn: AtomicU64,
+    /// Operation code, for those who look.
+    pub(crate) opcode: AtomicU8,
     /// Task management commands that wait for this one.
     #[doc(alias = "mgmt_cmd_list")]
     pub(crate) waiters: SpinLock<Vec<Stub>>,
@@ -108,10 +110,11 @@ impl CmdShared {
     /// Begins a new use, of which nobody else knows before [`Self::publish`]. Only the owner of the (free) command calls
     /// this.
     #[inline]
-    pub(crate) fn begin(&self, lun: u64) {
+    pub(crate) fn begin(&self, lun: u64, opcode: u8) {
         // Stores of a later use are releases and the loads acquires, so whoever sees one of them also sees that the
         // former use has ended, and its compare-exchange fails.
         self.lun.store(lun, Ordering::Release);
+        self.opcode.store(opcode, Ordering::Relaxed);
         self.tgt_sn.store(NO_TGT_SN, Ordering::Release);
     }
 
@@ -141,6 +144,16 @@ impl CmdShared {
     pub(crate) fn live(&self) -> Option<(u32, u64)> {
         let w = self.word.load(Ordering::Acquire);
         (w & LIVE != 0).then_some(((w >> FLAG_BITS) as u32, w & FLAG_MASK))
+    }
+
+    /// What stage the command is in, if it is live: for people.
+    pub(crate) fn stage(&self) -> Option<&'static str> {
+        let (_, flags) = self.live()?;
+        Some(match (flags & DONE != 0, flags & SENT_FOR_EXEC != 0) {
+            (true, _) => "XMIT_WAIT",
+            (false, true) => "EXEC_WAIT",
+            (false, false) => "INIT",
+        })
     }
 
     /// Ends this use and answers the flags before.
@@ -188,7 +201,7 @@ mod tests {
     #[test]
     fn only_the_generation_that_is_meant_is_aborted() {
         let s = CmdShared::default();
-        s.begin(3);
+        s.begin(3, 0);
         assert_eq!(s.live(), None, "not yet published");
         assert_eq!(s.abort(0, Abort::ThisNexus, |_, _| unreachable!()), None);
         s.publish(1);
@@ -200,7 +213,7 @@ mod tests {
         assert_eq!((before, called), (Some(LIVE | SENT_FOR_EXEC), true));
         assert_eq!(s.end(), LIVE | SENT_FOR_EXEC | ABORTED);
         assert_eq!(s.abort(1, Abort::ThisNexus, |_, _| unreachable!()), None);
-        s.begin(3);
+        s.begin(3, 0);
         s.publish(2);
         assert_eq!(s.abort(1, Abort::ThisNexus, |_, _| unreachable!()), None);
         assert_eq!(s.flags(), LIVE);

@@ -62,6 +62,73 @@ pub enum CmdState {
     Free,
 }
 
+impl CmdState {
+    /// All, in their order.
+    const ALL: [Self; 23] = [
+        Self::Parse,
+        Self::PrepareSpace,
+        Self::PreprocessingDone,
+        Self::RdyToXfer,
+        Self::TgtPreExec,
+        Self::ExecCheckSn,
+        Self::ExecCheckBlocking,
+        Self::LocalExec,
+        Self::RealExec,
+        Self::PreDevDone,
+        Self::ModeSelectChecks,
+        Self::DevDone,
+        Self::PreXmitResp1,
+        Self::PreXmitResp2,
+        Self::XmitResp,
+        Self::Finished,
+        Self::InitWait,
+        Self::Init,
+        Self::PreprocessingDoneCalled,
+        Self::DataWait,
+        Self::ExecWait,
+        Self::XmitWait,
+        Self::Free,
+    ];
+    /// How many there are.
+    #[doc(alias = "SCST_CMD_STATE_COUNT")]
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// The state of that number.
+    pub fn from_index(n: usize) -> Option<Self> {
+        Self::ALL.get(n).copied()
+    }
+
+    /// The name in the management tree.
+    #[doc(alias = "scst_get_cmd_state_name")]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Parse => "PARSE",
+            Self::PrepareSpace => "PREPARE_SPACE",
+            Self::PreprocessingDone => "PREPROCESSING_DONE",
+            Self::RdyToXfer => "RDY_TO_XFER",
+            Self::TgtPreExec => "TGT_PRE_EXEC",
+            Self::ExecCheckSn => "EXEC_CHECK_SN",
+            Self::ExecCheckBlocking => "EXEC_CHECK_BLOCKING",
+            Self::LocalExec => "LOCAL_EXEC",
+            Self::RealExec => "REAL_EXEC",
+            Self::PreDevDone => "PRE_DEV_DONE",
+            Self::ModeSelectChecks => "MODE_SELECT_CHECKS",
+            Self::DevDone => "DEV_DONE",
+            Self::PreXmitResp1 => "PRE_XMIT_RESP1",
+            Self::PreXmitResp2 => "PRE_XMIT_RESP2",
+            Self::XmitResp => "XMIT_RESP",
+            Self::Finished => "FINISHED",
+            Self::InitWait => "INIT_WAIT",
+            Self::Init => "INIT",
+            Self::PreprocessingDoneCalled => "PREPROCESSING_DONE_CALLED",
+            Self::DataWait => "DATA_WAIT",
+            Self::ExecWait => "EXEC_WAIT",
+            Self::XmitWait => "XMIT_WAIT",
+            Self::Free => "FREE",
+        }
+    }
+}
+
 /// What a step of the state machine answers.
 #[derive(Debug)]
 pub enum Next {

@@ -10,7 +10,7 @@ use super::{Cmd, ExecCx};
 use crate::consts::QueueType;
 use kshim::error::Result;
 use kshim::kthread::{self, Kthread, Stop, WorkerQueue};
-use kshim::sync::Mutex;
+use kshim::sync::{Mutex, SpinLock};
 use kshim::time::Delta;
 use kshim::workqueue;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,6 +25,25 @@ pub enum ThreadsPoolType {
     PerInitiator,
     /// One pool a device.
     Shared,
+}
+
+impl ThreadsPoolType {
+    /// The name in the management tree.
+    #[doc(alias = "SCST_THREADS_POOL_PER_INITIATOR_STR")]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PerInitiator => "per_initiator",
+            Self::Shared => "shared",
+        }
+    }
+
+    /// From the name in the management tree.
+    #[doc(alias = "scst_parse_threads_pool_type")]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::PerInitiator, Self::Shared]
+            .into_iter()
+            .find(|t| t.name().eq_ignore_ascii_case(name))
+    }
 }
 
 /// A pool. A worker takes the command that was put there first, HEAD OF QUEUE commands before all others, and executes
@@ -48,6 +67,8 @@ struct Inner {
     stopped: AtomicBool,
     /// The workers by number. Held while one is started or ends.
     threads: Mutex<Vec<(usize, Kthread)>>,
+    /// The host's numbers of those that have begun.
+    ids: SpinLock<Vec<i32>>,
     /// Who takes the commands if the host has no thread for us.
     fallback: Option<Arc<CmdThreads>>,
 }
@@ -97,6 +118,7 @@ impl CmdThreads {
                 started: AtomicUsize::new(0),
                 stopped: AtomicBool::new(false),
                 threads: Mutex::new(Vec::new()),
+                ids: SpinLock::new(Vec::new()),
                 fallback,
             }),
         })
@@ -108,9 +130,19 @@ impl CmdThreads {
         self.inner.max.store(max.max(1), Ordering::Relaxed);
     }
 
+    /// The size.
+    pub fn max(&self) -> usize {
+        self.inner.max.load(Ordering::Relaxed)
+    }
+
     /// Number of threads there are now.
     pub fn len(&self) -> usize {
         self.inner.running.load(Ordering::Relaxed)
+    }
+
+    /// The host's numbers of the threads there are now. Context: any.
+    pub fn thread_ids(&self) -> Vec<i32> {
+        self.inner.ids.lock().clone()
     }
 
     /// Whether there is no thread now.
@@ -213,7 +245,12 @@ impl Inner {
         }
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         let me = Arc::clone(self);
-        let body = move |stop: &Stop| me.work(stop, number);
+        let body = move |stop: &Stop| {
+            let id = kthread::current_id();
+            me.ids.lock().push(id);
+            me.work(stop, number);
+            me.ids.lock().retain(|i| *i != id);
+        };
         match kthread::run(&format!("{}{number}", self.name), body) {
             Ok(thread) => {
                 threads.push((number, thread));

@@ -33,7 +33,7 @@ impl Cmd {
         if flags & ABORTED != 0 {
             self.shared.done_mgmt();
         }
-        self.state = CmdState::PreXmitResp2;
+        self.set_state(CmdState::PreXmitResp2);
         Next::Same(self)
     }
 
@@ -44,7 +44,7 @@ impl Cmd {
         if flags & ABORTED != 0 {
             if !self.process_aborted(flags) {
                 self.aca_cmd_done();
-                self.state = CmdState::Finished;
+                self.set_state(CmdState::Finished);
                 return Next::Same(self);
             }
         } else if let Some(tgt_dev) = &self.tgt_dev {
@@ -102,7 +102,7 @@ impl Cmd {
         let Some(host) = cx.host.as_deref_mut() else {
             return self.go_home();
         };
-        self.state = CmdState::XmitWait;
+        self.set_state(CmdState::XmitWait);
         host.xmit_response(self);
         Next::Stop
     }
@@ -112,7 +112,7 @@ impl Cmd {
     #[inline]
     pub fn tgt_cmd_done(mut self: Box<Self>, cx: &mut ExecCx<'_>) {
         debug_assert_eq!(self.state, CmdState::XmitWait);
-        self.state = CmdState::Finished;
+        self.set_state(CmdState::Finished);
         self.process(cx);
     }
 
@@ -141,7 +141,7 @@ impl Cmd {
         if flags & ABORTED != 0 {
             self.shared.finish_mgmt();
         }
-        self.state = CmdState::Free;
+        self.set_state(CmdState::Free);
         if let Some(host) = cx.host.as_deref_mut() {
             host.on_free_cmd(self);
         }

@@ -156,6 +156,13 @@ impl CopyManager {
         Some((free, entry))
     }
 
+    /// Whether a device takes part. Context: any.
+    pub(crate) fn has(&self, dev: &Arc<Device>) -> bool {
+        let acgs = self.tgt.acgs.lock();
+        let mut luns = acgs.iter().flat_map(|a| a.luns.values());
+        luns.any(|d| Arc::ptr_eq(&d.dev, dev))
+    }
+
     /// Sends copies home that are aborted and wait for devices. The caller has marked them before. Context: any.
     #[doc(alias = "scst_cm_abort_ec_cmd")]
     pub(crate) fn release_aborted(&self) {

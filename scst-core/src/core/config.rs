@@ -122,7 +122,12 @@ impl Core {
         if config.devices.contains_key(name) {
             return Err(ConfigError::Exists(name.to_owned()));
         }
-        let pool = DevPool::new(&*handler, name, &self.main_threads);
+        let pool = DevPool::new(
+            handler.threads_num(),
+            handler.threads_pool_type(),
+            name,
+            &self.main_threads,
+        );
         let mem_lim = self.sgv.device_limit(self.max_dev_cmd_mem);
         let dev = Arc::new(Device::new(name, handler, pool, mem_lim));
         if let Some(dir) = &self.params().pr_dir {
@@ -179,7 +184,8 @@ impl Core {
         drop(suspended);
         self.show(|tree| tree.sync_device_groups());
         self.show(|tree| tree.device_removed(&dev));
-        dev.pool.stop();
+        let pool = dev.pool.lock().clone();
+        pool.stop();
         dev.handler().detach(&dev);
         pr_info!("Detached from virtual device {name}");
         Ok(())

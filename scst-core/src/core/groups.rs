@@ -196,6 +196,7 @@ impl Core {
         }
         sess.luns.replace(LunTable::from_iter(all.iter().cloned()));
         sess.set_acg(acg.id());
+        self.show(|tree| tree.session_moved(sess));
         for t in &gone {
             self.show(|tree| tree.tgt_dev_removed(t));
         }

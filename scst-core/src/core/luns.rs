@@ -337,7 +337,8 @@ impl Core {
         clear_aca(t, false);
         t.dev.handler().detach_tgt(t);
         sess.retired.lock().retain(|r| !Arc::ptr_eq(r, t));
-        t.dev.pool.free_nexus(&t.threads);
+        let (pool, threads) = (t.dev.pool.lock().clone(), Arc::clone(&t.threads.lock()));
+        pool.free_nexus(&threads);
         t.ua.clear();
     }
 }

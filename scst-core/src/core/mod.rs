@@ -5,10 +5,14 @@
 mod config;
 mod groups;
 mod luns;
+mod pools;
+mod settings;
 mod suspend;
+mod trace;
 
 pub use config::{ConfigError, LunParams};
 pub use luns::ReplaceUa;
+pub use settings::DEF_MAX_TASKLET_CMD;
 pub(crate) use suspend::InitWait;
 pub use suspend::Suspended;
 
@@ -28,8 +32,10 @@ use kshim::kthread::{self, Kthread, WorkerQueue};
 use kshim::sync::percpu_ref::PercpuRef;
 use kshim::sync::{Completion, Mutex, SpinLock, WaitQueue};
 use kshim::time::Delta;
+use settings::Settings;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Weak};
 
 /// Work for the management thread.
@@ -90,6 +96,9 @@ pub struct Core {
     /// `scst_suspend_mutex` with the nesting count.
     #[doc(alias = "scst_suspend_mutex")]
     pub(crate) suspend: Mutex<u32>,
+    /// The nesting count, for those who may not wait for it.
+    pub(crate) suspend_count: AtomicU32,
+    pub(crate) settings: Settings,
     /// Held by every command from LUN translation until its effects are over.
     #[doc(alias = "scst_cmd_count")]
     pub(crate) cmd_ref: Arc<PercpuRef>,
@@ -146,6 +155,8 @@ impl Core {
             config: Mutex::new(Config::default()),
             tgt_list: SpinLock::new(Vec::new()),
             suspend: Mutex::new(0),
+            suspend_count: AtomicU32::new(0),
+            settings: Settings::new(params.setup_id),
             cmd_ref: Arc::new(PercpuRef::new(move || on_zero.complete_all())),
             cmd_ref_zero: zero,
             init_sessions: SpinLock::new(Vec::new()),
@@ -183,6 +194,7 @@ impl Core {
 
     /// Stops the core's threads once everything is unregistered. Context: may sleep, not from the core's threads.
     pub fn shutdown(&self) {
+        while self.resume_by_operator().is_ok() {}
         let thread = self.mgmt_thread.lock().take();
         if let Some(t) = thread {
             t.stop();

@@ -22,7 +22,7 @@ pub(super) const SUSPENDING_TIMEOUT_S: i64 = 90;
 /// Activity is suspended as long as this lives; suspensions nest.
 #[derive(Debug)]
 pub struct Suspended<'a> {
-    core: &'a Core,
+    pub(super) core: &'a Core,
 }
 
 impl Core {
@@ -30,11 +30,15 @@ impl Core {
     /// on then). Context: may sleep; never on a reactor.
     #[doc(alias = "scst_suspend_activity")]
     pub fn suspend_activity(&self) -> Result<Suspended<'_>> {
+        self.suspend_activity_for(Delta::from_secs(SUSPENDING_TIMEOUT_S))
+    }
+
+    /// [`Self::suspend_activity`] with a limit of the caller's.
+    pub fn suspend_activity_for(&self, limit: Delta) -> Result<Suspended<'_>> {
         let mut nested = self.suspend.lock();
         if *nested == 0 {
             self.cmd_ref_zero.reinit();
             self.cmd_ref.kill();
-            let limit = Delta::from_secs(SUSPENDING_TIMEOUT_S);
             if !self.cmd_ref_zero.wait_for_completion_timeout(limit) {
                 self.cmd_ref.resurrect();
                 self.release_init_cmds();
@@ -42,6 +46,7 @@ impl Core {
             }
         }
         *nested = nested.saturating_add(1);
+        self.suspend_count.store(*nested, Ordering::Relaxed);
         Ok(Suspended { core: self })
     }
 
@@ -147,6 +152,7 @@ impl Drop for Suspended<'_> {
     fn drop(&mut self) {
         let mut nested = self.core.suspend.lock();
         *nested = nested.saturating_sub(1);
+        self.core.suspend_count.store(*nested, Ordering::Relaxed);
         if *nested == 0 {
             self.core.cmd_ref.resurrect();
             self.core.release_init_cmds();

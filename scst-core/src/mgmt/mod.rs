@@ -18,8 +18,8 @@ use crate::tgt_dev::TgtDev;
 use kshim::error::Result;
 use kshim::kthread::{self, Kthread, WorkerQueue};
 use kshim::sync::{Completion, SpinLock};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
 
 /// What to do.
 #[doc(alias = "scst_mgmt_fn")]
@@ -145,6 +145,12 @@ impl MgmtCmd {
         TmStatus::from_u8(self.status.load(Ordering::Acquire))
     }
 
+    /// Commands that it waits for, those that may still have effects. Context: any.
+    #[doc(alias = "cmd_done_wait_count")]
+    pub fn waits_for(&self) -> u32 {
+        self.done_wait.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn set_status(&self, s: TmStatus) {
         self.status.store(s as u8, Ordering::Release);
     }
@@ -253,6 +259,9 @@ enum TmEvent {
 #[doc(alias = "scst_tm_thread")]
 pub(crate) struct TmThread {
     queue: Arc<WorkerQueue<TmEvent>>,
+    /// Requests under way, and some that are over.
+    #[doc(alias = "scst_active_mgmt_cmd_list")]
+    active: SpinLock<Vec<Weak<MgmtCmd>>>,
     thread: SpinLock<Option<Kthread>>,
 }
 
@@ -272,8 +281,24 @@ impl TmThread {
         })?;
         Ok(Self {
             queue,
+            active: SpinLock::new(Vec::new()),
             thread: SpinLock::new(Some(thread)),
         })
+    }
+
+    /// The requests under way. Context: any.
+    pub(crate) fn active(&self) -> Vec<Arc<MgmtCmd>> {
+        let active = self.active.lock();
+        active.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn submit(&self, mcmd: Arc<MgmtCmd>) {
+        {
+            let mut active = self.active.lock();
+            active.retain(|m| m.strong_count() > 0);
+            active.push(Arc::downgrade(&mcmd));
+        }
+        self.queue.push(TmEvent::New(mcmd));
     }
 
     pub(crate) fn stop(&self) {
@@ -315,7 +340,7 @@ impl Session {
             needs_unblocking: SpinLock::new(Vec::new()),
             origin,
         });
-        self.core.tm.queue.push(TmEvent::New(mcmd));
+        self.core.tm.submit(mcmd);
     }
 }
 

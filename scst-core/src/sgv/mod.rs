@@ -197,6 +197,11 @@ impl SgvPools {
         self.force_global.store(on, Ordering::Relaxed);
     }
 
+    /// Whether that is so.
+    pub fn force_global(&self) -> bool {
+        self.force_global.load(Ordering::Relaxed)
+    }
+
     /// Replaces what is in `sg` by memory for `len` bytes of a command's data, charged to `device` (one of
     /// [`Self::device_limit`]) and to the whole.
     ///

@@ -47,7 +47,9 @@ pub enum LatDirection {
 }
 
 impl LatDirection {
-    const COUNT: usize = 4;
+    const COUNT: usize = Self::ALL.len();
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::None, Self::Read, Self::Write, Self::Bidi];
 
     /// The letter of the attribute names.
     pub const fn letter(self) -> char {

@@ -1,10 +1,17 @@
 //! `devices/DEVICE`: attributes that every device has.
 
 use super::ScstTree;
+use super::handler::type_text;
+use super::text::{first_line, line, parse_i64};
+use crate::cmd::ThreadsPoolType;
+use crate::consts::DEF_MAX_TGT_DEV_COMMANDS;
+use crate::core::Core;
 use crate::device::Device;
 use kshim::error::{Result, code};
-use kshim::kobject::Kobject;
-use std::sync::Arc;
+use kshim::kobject::{Attr, Kobject};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 /// Links in the directory `exported` of a device.
 #[derive(Debug, Default)]
@@ -23,12 +30,30 @@ impl ScstTree {
         let dir = self.devices().add(dev.name())?;
         dev.kobj.set(&dir);
         dir.add("exported")?;
-        Ok(())
+        let core = self.core().ok_or(code::ENODEV)?;
+        let o = Owner {
+            core: Arc::downgrade(&core),
+            dev: Arc::downgrade(dev),
+        };
+        dir.add_attrs(o.common())?;
+        dir.add_attrs(o.reservations())?;
+        if let Some(handler) = self.handlers().child(dev.handler().name()) {
+            dir.add_link("handler", &handler)?;
+            handler.add_link(dev.name(), &dir)?;
+        }
+        if dev.handler().default_threads_num() >= 0 {
+            dir.add_attrs(o.threads())?;
+        }
+        dir.add_attrs(dev.handler().sysfs_attrs(&core, dev))
     }
 
     /// Context: may sleep, without the configuration lock.
     #[doc(alias = "scst_dev_sysfs_del")]
     pub(super) fn del_device(&self, dev: &Device) {
+        if let Some(handler) = self.handlers().child(dev.handler().name()) {
+            // Not there if the device could not be shown.
+            let _: Result = handler.remove_link(dev.name());
+        }
         dev.kobj.del();
     }
 }
@@ -60,4 +85,200 @@ impl Device {
             let _: Result = dir.remove_link(&name);
         }
     }
+}
+
+/// The device that attributes belong to, which may be gone.
+#[derive(Clone)]
+struct Owner {
+    core: Weak<Core>,
+    dev: Weak<Device>,
+}
+
+impl Owner {
+    fn dev(&self) -> Result<Arc<Device>> {
+        self.dev.upgrade().ok_or(code::ENODEV)
+    }
+
+    fn core(&self) -> Result<Arc<Core>> {
+        self.core.upgrade().ok_or(code::ENODEV)
+    }
+
+    fn rw(
+        &self,
+        name: &str,
+        show: fn(&Device) -> String,
+        store: fn(&Arc<Core>, &Arc<Device>, &str) -> Result,
+    ) -> Attr {
+        let (a, b) = (self.clone(), self.clone());
+        Attr::rw(
+            name,
+            move || Ok(show(&*a.dev()?)),
+            move |text| store(&b.core()?, &b.dev()?, text),
+        )
+    }
+
+    fn common(&self) -> [Attr; 4] {
+        let me = self.clone();
+        [
+            Attr::ro("type", move || {
+                Ok(type_text(me.dev()?.handler().type_code()))
+            }),
+            self.rw(
+                "max_tgt_dev_commands",
+                |d| {
+                    let n = d.max_tgt_dev_commands.load(Ordering::Relaxed);
+                    line(n, n != DEF_MAX_TGT_DEV_COMMANDS)
+                },
+                |_, d, text| {
+                    let n = u32::try_from(parse_i64(text)?).map_err(|_| code::EINVAL)?;
+                    d.max_tgt_dev_commands.store(n, Ordering::Relaxed);
+                    Ok(())
+                },
+            )
+            .direct(),
+            self.rw(
+                "numa_node_id",
+                |d| {
+                    let n = d.numa_node_id.load(Ordering::Relaxed);
+                    line(n, n != -1)
+                },
+                |_, d, text| {
+                    let n = i32::try_from(parse_i64(text)?).map_err(|_| code::EINVAL)?;
+                    if n < -1 {
+                        return Err(code::EINVAL);
+                    }
+                    d.numa_node_id.store(n, Ordering::Relaxed);
+                    Ok(())
+                },
+            )
+            .direct(),
+            // Not on the management thread: it may wait for commands for as long as the device needs.
+            self.rw(
+                "block",
+                |d| {
+                    let (blocks, pending) = d.block.ext_blocks();
+                    line(format_args!("{blocks} {}", u8::from(pending)), false)
+                },
+                |_, d, text| block(d, text),
+            )
+            .direct(),
+        ]
+    }
+
+    fn reservations(&self) -> [Attr; 3] {
+        let (me, a, b) = (self.clone(), self.clone(), self.clone());
+        [
+            self.rw(
+                "pr_state",
+                |d| d.pr_state(),
+                |_, d, text| d.set_pr_state(text),
+            ),
+            Attr::wo("dump_prs", move |_| {
+                me.dev()?.dump_prs();
+                Ok(())
+            })
+            .direct(),
+            Attr::rw(
+                "pr_file_name",
+                move || {
+                    let (dev, core) = (a.dev()?, a.core()?);
+                    let path = dev.pr_file();
+                    let set = path.is_some() && path != default_pr_file(&core, &dev);
+                    let text = path.unwrap_or_default();
+                    Ok(line(text.display(), set))
+                },
+                move |text| set_pr_file(&*b.core()?, &b.dev()?, text),
+            ),
+        ]
+    }
+
+    fn threads(&self) -> [Attr; 2] {
+        [
+            self.rw(
+                "threads_num",
+                |d| {
+                    let (n, _) = *d.pool_params.lock();
+                    line(n, n != d.handler().default_threads_num())
+                },
+                |c, d, text| {
+                    let n = i32::try_from(parse_i64(text)?).map_err(|_| code::EINVAL)?;
+                    if n < 0 {
+                        return Err(code::EINVAL);
+                    }
+                    let (_, ty) = *d.pool_params.lock();
+                    c.set_device_threads(d, n, ty)
+                },
+            ),
+            self.rw(
+                "threads_pool_type",
+                |d| match *d.pool_params.lock() {
+                    (0, _) => "Async\n".to_owned(),
+                    (..0, _) => "Not valid\n".to_owned(),
+                    (_, ty) => line(ty.name(), ty != ThreadsPoolType::default()),
+                },
+                |c, d, text| {
+                    let ty = ThreadsPoolType::from_name(text.trim());
+                    let (n, _) = *d.pool_params.lock();
+                    c.set_device_threads(d, n, ty.ok_or(code::EINVAL)?)
+                },
+            ),
+        ]
+    }
+}
+
+/// `0` unblocks, `1` blocks and waits for the commands on the device, `11 DATA` blocks and returns at once.
+#[doc(alias = "scst_dev_block_store")]
+fn block(dev: &Arc<Device>, text: &str) -> Result {
+    let text = text.trim_end();
+    let (what, rest) = text.split_at_checked(1).ok_or(code::EINVAL)?;
+    match (what, rest.trim_start()) {
+        ("0", "") => {
+            dev.ext_unblock();
+            Ok(())
+        }
+        ("1", "") => {
+            dev.block.block_and_drain();
+            Ok(())
+        }
+        ("1", rest) => {
+            let data = rest.strip_prefix('1').ok_or(code::EINVAL)?;
+            let (name, data) = (dev.name().to_owned(), data.trim().to_owned());
+            dev.block.block(Some(Box::new(move || {
+                kshim::pr_info!("Device {name} is blocked: {data}");
+            })));
+            Ok(())
+        }
+        _ => Err(code::EINVAL),
+    }
+}
+
+fn default_pr_file(core: &Core, dev: &Device) -> Option<PathBuf> {
+    let dir = core.params().pr_dir.as_ref();
+    dir.map(|dir| dir.join(dev.name()))
+}
+
+/// The persistent reservations of a device that nobody sees are in another file from now on; an empty name is the default.
+/// A device that the copy manager has counts as seen, as in SCST.
+#[doc(alias = "scst_dev_sysfs_pr_file_name_process_store")]
+fn set_pr_file(core: &Core, dev: &Arc<Device>, text: &str) -> Result {
+    if !dev.tgt_devs().is_empty() || core.copy_manager().has(dev) {
+        kshim::pr_err!(
+            "{}: not changing pr_file_name because the device has already been exported",
+            dev.name()
+        );
+        return Err(code::EBUSY);
+    }
+    let name = first_line(text);
+    let path = if name.is_empty() {
+        default_pr_file(core, dev).ok_or(code::EOPNOTSUPP)?
+    } else {
+        PathBuf::from(name)
+    };
+    if !path.is_absolute() {
+        return Err(code::EINVAL);
+    }
+    if dev.pr_file().as_deref() == Some(Path::new(&path)) {
+        return Ok(());
+    }
+    dev.set_pr_file(&path)
 }

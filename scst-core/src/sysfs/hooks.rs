@@ -96,6 +96,12 @@ impl ScstTree {
         shown("session", sess.initiator_name(), self.add_session(sess));
     }
 
+    /// The session is in another group.
+    pub(crate) fn session_moved(&self, sess: &Session) {
+        let r = self.link_session_luns(sess);
+        shown("LUNs of session", sess.initiator_name(), r);
+    }
+
     pub(crate) fn session_removed(&self, sess: &Session) {
         sess.kobj.del();
     }

@@ -20,17 +20,25 @@
 mod device;
 mod device_group;
 mod group;
+mod handler;
 mod hooks;
 mod lun;
+mod root;
 mod session;
+mod sgv;
 mod slot;
 mod target;
 pub mod text;
+mod trace;
 
 pub use device::Exports;
+pub use handler::DevType;
+pub use root::SCST_VERSION;
 pub use slot::KobjSlot;
+pub use trace::{DEFAULT_FLAGS, TraceLog, TraceTable};
 
 use crate::core::Core;
+use crate::dev_handlers::vdisk;
 use kshim::error::Result;
 use kshim::kobject::{Executor, Kobject, Work};
 use kshim::sync::Mutex;
@@ -91,6 +99,11 @@ impl ScstTree {
             dg_sync: Mutex::new(()),
         });
         tree.add_device_groups()?;
+        tree.add_root_attrs(core)?;
+        tree.add_sgv(&core.sgv)?;
+        for devt in vdisk::dev_types() {
+            tree.register_dev_type(devt)?;
+        }
         core.attach_tree(&tree)?;
         Ok(tree)
     }

@@ -120,7 +120,7 @@ impl CoreManage {
             Change::ReadZero => Ok(()),
             Change::Size(name, bytes) => {
                 let disk = self.disks.get(name).ok_or(EINVAL)?;
-                disk.resize_null(bytes).map_err(|e| e.errno())?;
+                disk.resize(bytes).map_err(|e| e.errno())?;
                 let dev = self.core.device(name).ok_or(EINVAL)?;
                 dev.capacity_data_changed();
                 Ok(())

@@ -67,7 +67,8 @@ impl Vdisk {
     /// the image. The old medium stays in all cases.
     #[doc(alias = "vcdrom_change")]
     pub fn change_medium(&self, dev: &Device, image: Option<&Path>) -> Result {
-        let Store::Cd(cd) = &self.store else {
+        let store = self.store();
+        let Store::Cd(cd) = &*store else {
             return Err(code::EINVAL);
         };
         if self.prevent_medium_removal.load(Ordering::Relaxed) {
@@ -86,6 +87,7 @@ impl Vdisk {
             std::mem::replace(&mut *medium, new)
         };
         drop(old);
+        self.params.lock().filename = image.map(Path::to_owned);
         if inserted {
             dev.check_set_ua(sense::MEDIUM_CHANGED_UA, None);
         }

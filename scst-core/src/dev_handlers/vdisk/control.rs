@@ -71,6 +71,18 @@ pub(super) fn set_control_bits(c: &ControlMode, bits: ControlBits) {
     c.tas.store(bits.tas, Ordering::Relaxed);
 }
 
+fn write_zeros(store: &Store, pos: u64, len: u64, stop: &dyn Fn() -> bool) -> Result {
+    let mut zeros = SGTable::alloc_zeroed(ZERO_STEP)?;
+    let mut done = 0u64;
+    while done < len && !stop() {
+        let left = usize::try_from(len.saturating_sub(done)).unwrap_or(ZERO_STEP);
+        let n = ZERO_STEP.min(left);
+        store.write(pos.saturating_add(done), &mut zeros, n, false)?;
+        done = done.saturating_add(u64::try_from(n).unwrap_or(u64::MAX));
+    }
+    Ok(())
+}
+
 impl Vdisk {
     /// The device's mode parameters at start, when none are saved.
     fn default_values(&self) -> Values {
@@ -106,7 +118,7 @@ impl Vdisk {
         if no_cache || self.write_through.swap(on, Ordering::Relaxed) == on || !on {
             return Ok(());
         }
-        self.store.flush().inspect_err(|e| {
+        self.store().flush().inspect_err(|e| {
             kshim::pr_err!(
                 "Device {}: flush before the cache is turned off failed: {e}",
                 self.name()
@@ -206,7 +218,7 @@ impl Vdisk {
 
     fn log_sense(&self, cmd: &mut Cmd) -> std::result::Result<(), Outcome> {
         let used_blocks = self.features().thin_provisioned.then(|| {
-            let bytes = self.store.allocated()?;
+            let bytes = self.store().allocated()?;
             let blocks = bytes.checked_shr(u32::from(self.block_shift()))?;
             Some(blocks.min(self.nblocks()))
         });
@@ -223,7 +235,9 @@ impl Vdisk {
     /// GET LBA STATUS (SBC-3 5.6).
     fn get_lba_status(&self, cmd: &mut Cmd) -> std::result::Result<(), Outcome> {
         let nblocks = self.nblocks();
-        let store = self.features().thin_provisioned.then_some(&self.store);
+        let store = self.store();
+        let thin = self.features().thin_provisioned;
+        let store = thin.then_some(&*store);
         let alloc_len = usize::try_from(cmd.bufflen()).unwrap_or(usize::MAX);
         let data = lba_status(store, self.block_shift(), nblocks, cmd.lba(), alloc_len)
             .map_err(read_outcome)?;
@@ -271,16 +285,17 @@ impl Vdisk {
 
     /// Discards or zeroes everything, until `stop` says so.
     fn format_medium(&self, guard: &FormatGuard<'_>, stop: &dyn Fn() -> bool) -> Result {
+        let store = self.store();
         let size = self.size_bytes();
         let mut discard = self.features().thin_provisioned;
         let mut at = 0u64;
         while at < size && !stop() {
             let n = FORMAT_STEP.min(size.saturating_sub(at));
             let done = if discard {
-                self.store.discard(at, n)
+                store.discard(at, n)
             } else {
-                match self.store.zero(at, n) {
-                    Err(code::EOPNOTSUPP) => self.write_zeros(at, n, stop),
+                match store.zero(at, n) {
+                    Err(code::EOPNOTSUPP) => write_zeros(&store, at, n, stop),
                     r => r,
                 }
             };
@@ -294,26 +309,13 @@ impl Vdisk {
                 }
             }
         }
-        self.store.flush()
-    }
-
-    fn write_zeros(&self, pos: u64, len: u64, stop: &dyn Fn() -> bool) -> Result {
-        let mut zeros = SGTable::alloc_zeroed(ZERO_STEP)?;
-        let mut done = 0u64;
-        while done < len && !stop() {
-            let left = usize::try_from(len.saturating_sub(done)).unwrap_or(ZERO_STEP);
-            let n = ZERO_STEP.min(left);
-            self.store
-                .write(pos.saturating_add(done), &mut zeros, n, false)?;
-            done = done.saturating_add(u64::try_from(n).unwrap_or(u64::MAX));
-        }
-        Ok(())
+        store.flush()
     }
 
     /// PRE-FETCH(10) and (16) (SBC-3 5.10): reads into the host's cache. The answer is GOOD, not CONDITION MET: nobody
     /// knows how long the blocks stay there.
     pub(super) fn exec_prefetch(&self, mut cmd: Box<Cmd>, cx: ExecContext, pos: u64) -> ExecRes {
-        if matches!(self.store, Store::Null) {
+        if self.kind() == VdiskKind::Nullio {
             return ExecRes::Completed(cmd);
         }
         if cx == ExecContext::Atomic {
@@ -339,12 +341,13 @@ impl Vdisk {
     }
 
     fn prefetch(&self, pos: u64, len: u64, stop: &dyn Fn() -> bool) -> Result {
+        let store = self.store();
         let mut buf = SGTable::alloc(PREFETCH_STEP)?;
         let mut done = 0u64;
         while done < len && !stop() {
             let left = usize::try_from(len.saturating_sub(done)).unwrap_or(PREFETCH_STEP);
             let n = PREFETCH_STEP.min(left);
-            self.store.read(pos.saturating_add(done), &mut buf, n)?;
+            store.read(pos.saturating_add(done), &mut buf, n)?;
             done = done.saturating_add(u64::try_from(n).unwrap_or(u64::MAX));
         }
         Ok(())

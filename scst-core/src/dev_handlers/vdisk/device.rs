@@ -1,34 +1,35 @@
 //! The device: features, limits, state, and its making.
 
-use super::blockio::BlockStore;
-use super::cdrom::CdStore;
-use super::fileio::FileStore;
+use super::attrs;
 use super::format::FormatState;
 use super::inquiry::{self, PortInfo};
 use super::log::IoCounters;
 use super::misc::{DeviceClock, EchoBuffers};
 use super::mode::{self, ControlBits, ModeState};
+use super::open::Backing;
 use super::params::NULLIO_SIZE;
 use super::reply::{Fault, Reply};
 use super::saved::SavedPages;
 use super::store::Store;
 use super::{BIO_VENDOR, FIO_VENDOR, Identity, ParamError, VdiskKind, VdiskParams};
-use crate::consts::{MAX_NAME, TYPE_DISK, TYPE_ROM};
+use crate::cmd::ThreadsPoolType;
+use crate::consts::MAX_NAME;
 use kshim::error::{Error, code};
-use kshim::sync::SpinLock;
+use kshim::sync::rcu::{self, Rcu};
+use kshim::sync::{Mutex, SpinLock};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// Version descriptor of the command set: SBC-3.
-const SBC3: u16 = 0x04C0;
+pub(super) const SBC3: u16 = 0x04C0;
 /// Most bytes one WRITE SAME may cover.
 #[doc(alias = "max_write_same_len")]
 pub(super) const MAX_WRITE_SAME_LEN: u64 = 256 * 1024 * 1024;
 /// Most bytes one UNMAP may cover on a file.
-const FILE_UNMAP_MAX: u64 = 256 * 1024 * 1024;
+pub(super) const FILE_UNMAP_MAX: u64 = 256 * 1024 * 1024;
 /// Physical block size told for files.
-const FILE_PHYSICAL_BLOCK_SIZE: u32 = 4096;
+pub(super) const FILE_PHYSICAL_BLOCK_SIZE: u32 = 4096;
 
 /// What the device is and can do, as INQUIRY and the mode pages tell it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,12 +150,19 @@ impl VdiskError {
 pub struct Vdisk {
     name: String,
     kind: VdiskKind,
-    /// `volatile_cache` is kept in `write_through` and computed by [`Vdisk::features`].
-    base: Features,
-    limits: Limits,
+    block_shift: u8,
+    /// What it is now, with its file or block device.
+    backing: Rcu<Backing>,
+    /// What the parameters said, and what management made of them.
+    pub(super) params: SpinLock<VdiskParams>,
+    /// Changes of `backing`, one at a time.
+    pub(super) reopening: Mutex<()>,
+    /// Which parts of the identity were given by the user, and which attributes were written.
+    pub(super) set: AtomicU32,
     pub(super) read_only: bool,
     pub(super) tst: u8,
     pub(super) threads_num: i32,
+    pub(super) threads_pool_type: ThreadsPoolType,
     pub(super) write_through: AtomicBool,
     pub(super) write_through_saved: AtomicBool,
     /// As the parameters say.
@@ -173,7 +181,6 @@ pub struct Vdisk {
     pub(super) clock: DeviceClock,
     pub(super) echo: EchoBuffers,
     pub(super) prevent_medium_removal: AtomicBool,
-    pub(super) store: Store,
 }
 
 impl std::fmt::Debug for Vdisk {
@@ -201,7 +208,7 @@ impl Vdisk {
             name: name.to_owned(),
             source,
         })?;
-        let store = open_store(name, params)?;
+        let backing = Backing::open(name, params)?;
         let vendor = if params.kind == VdiskKind::Blockio {
             BIO_VENDOR
         } else {
@@ -209,47 +216,34 @@ impl Vdisk {
         };
         let mut identity = Identity::new(vendor, name, params.setup_id);
         identity.apply(&params.identity);
-        let can_discard = !params.read_only && store.can_discard();
-        let thin = match params.thin_provisioned {
-            Some(true) if !can_discard && !matches!(store, Store::Closed) => {
-                kshim::pr_warn!("Device {name} doesn't support thin provisioning, disabling it.");
-                false
-            }
-            Some(thin) => thin,
-            None => params.kind == VdiskKind::Blockio && can_discard,
-        };
-        let cdrom = params.kind == VdiskKind::Vcdrom;
-        let base = Features {
-            type_code: if cdrom { TYPE_ROM } else { TYPE_DISK },
-            block_shift: params.block_shift,
-            removable: params.removable,
-            dummy: params.dummy,
-            rotational: params.rotational.unwrap_or(store.rotational()),
-            thin_provisioned: thin,
-            discard_zeroes_data: thin && store.discard_zeroes_data(),
-            volatile_cache: true,
-            nv_cache: params.nv_cache || store.flush_unsupported(),
-            // A CD-ROM drive lacks much of MMC, and claims no version of it.
-            command_set_version: if cdrom { 0 } else { SBC3 },
-        };
         let default_control = ControlBits {
             tst: params.tst,
             ..ControlBits::default()
         };
-        let size = store
+        let size = backing
+            .store
             .size()
             .unwrap_or(params.size.unwrap_or(match params.kind {
                 VdiskKind::Nullio => NULLIO_SIZE,
                 _ => 0,
             }));
+        let set = if params.identity.t10_dev_id.is_some() {
+            attrs::Set::T10_DEV_ID.bits()
+        } else {
+            0
+        };
         let disk = Self {
             name: name.to_owned(),
             kind: params.kind,
-            base,
-            limits: limits(params, &store),
+            block_shift: params.block_shift,
+            backing: Rcu::new(backing),
+            params: SpinLock::new(params.clone()),
+            reopening: Mutex::new(()),
+            set: AtomicU32::new(set),
             read_only: params.read_only,
             tst: params.tst,
             threads_num: params.threads_num,
+            threads_pool_type: params.threads_pool_type,
             write_through: AtomicBool::new(params.write_through),
             write_through_saved: AtomicBool::new(params.write_through),
             write_through_start: params.write_through,
@@ -266,7 +260,6 @@ impl Vdisk {
             clock: DeviceClock::default(),
             echo: EchoBuffers::default(),
             prevent_medium_removal: AtomicBool::new(false),
-            store,
         };
         Ok(Arc::new(disk))
     }
@@ -295,7 +288,7 @@ impl Vdisk {
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         self.nblocks()
-            .checked_shl(u32::from(self.base.block_shift))
+            .checked_shl(u32::from(self.block_shift))
             .unwrap_or(u64::MAX)
     }
 
@@ -303,26 +296,58 @@ impl Vdisk {
     #[inline]
     #[must_use]
     pub fn block_shift(&self) -> u8 {
-        self.base.block_shift
+        self.block_shift
     }
 
-    /// Gives a null device another size; the caller then tells initiators
+    /// Gives a device whose size is no file's another one; the caller then tells initiators
     /// ([`crate::device::Device::capacity_data_changed`]). Context: any.
     ///
     /// # Errors
-    /// `EINVAL`: another kind of device, or a size that is 0 or no multiple of the block size.
-    pub fn resize_null(&self, bytes: u64) -> kshim::error::Result {
-        let aligned = bytes != 0 && bytes.trailing_zeros() >= u32::from(self.base.block_shift);
-        if self.kind != VdiskKind::Nullio || !aligned {
+    /// `EINVAL`: another kind of device, or a size that is 0, no multiple of the block size, or more than the block device has.
+    #[doc(alias = "vdev_size_process_store")]
+    pub fn resize(&self, bytes: u64) -> kshim::error::Result {
+        let aligned = bytes != 0 && bytes.trailing_zeros() >= u32::from(self.block_shift);
+        let fits = match (self.kind, self.store().size()) {
+            (VdiskKind::Nullio, _) => true,
+            (VdiskKind::Blockio, Some(there)) => bytes <= there,
+            (VdiskKind::Blockio, None) => true,
+            _ => false,
+        };
+        if !aligned || !fits {
             return Err(code::EINVAL);
         }
         self.set_size_bytes(bytes);
         Ok(())
     }
 
+    /// Changes what a limit says. Context: may sleep.
+    fn change_limits(&self, params: impl FnOnce(&mut VdiskParams), f: impl FnOnce(&mut Limits)) {
+        let _lock = self.reopening.lock();
+        params(&mut self.params.lock());
+        let mut backing = self.backing();
+        f(&mut backing.limits);
+        self.set_backing(backing);
+    }
+
+    /// Changes the preferred transfer length, in bytes. Context: may sleep.
+    pub(super) fn set_opt_trans_len(&self, len: u32) {
+        self.change_limits(|p| p.opt_trans_len = Some(len), |l| l.opt_trans_len = len);
+    }
+
+    /// Changes whether the size of physical blocks is told. Context: may sleep.
+    pub(super) fn set_lb_per_pb_exp(&self, on: bool) {
+        self.change_limits(|p| p.lb_per_pb_exp = on, |l| l.lb_per_pb_exp = on);
+    }
+
+    /// Whether the backing store follows the ALUA state (`bind_alua_state`). Context: any.
+    #[must_use]
+    pub fn binds_alua_state(&self) -> bool {
+        self.params.lock().bind_alua_state
+    }
+
     /// Another medium has another size.
     pub(super) fn set_size_bytes(&self, bytes: u64) {
-        let n = bytes >> self.base.block_shift;
+        let n = bytes >> self.block_shift;
         self.nblocks.store(n, Ordering::Relaxed);
     }
 
@@ -333,10 +358,10 @@ impl Vdisk {
     /// Those of asking the host.
     #[doc(alias = "vdisk_resync_size")]
     pub fn resync_size(&self) -> kshim::error::Result<bool> {
-        let Some(size) = self.store.current_size()? else {
+        let Some(size) = self.store().current_size()? else {
             return Ok(false);
         };
-        let n = size >> self.base.block_shift;
+        let n = size >> self.block_shift;
         Ok(self.nblocks.swap(n, Ordering::Relaxed) != n)
     }
 
@@ -356,30 +381,56 @@ impl Vdisk {
     pub fn features(&self) -> Features {
         Features {
             volatile_cache: self.needs_flush_report(),
-            ..self.base
+            ..self.base()
         }
     }
 
     /// Its limits.
     #[must_use]
-    pub fn limits(&self) -> &Limits {
-        &self.limits
+    pub fn limits(&self) -> Limits {
+        self.backing.read(&rcu::read_lock()).limits
+    }
+
+    fn base(&self) -> Features {
+        self.backing.read(&rcu::read_lock()).base
+    }
+
+    /// What holds the data now. It stays open for the caller, whatever management does. Context: any.
+    pub(super) fn store(&self) -> Arc<Store> {
+        Arc::clone(&self.backing.read(&rcu::read_lock()).store)
+    }
+
+    /// What holds the data, without a reference: for a reactor.
+    #[inline]
+    pub(super) fn store_under<'g>(&self, guard: &'g rcu::Guard) -> &'g Store {
+        &self.backing.read(guard).store
+    }
+
+    /// Another state of the backing store. The caller holds `reopening`. Context: may sleep.
+    pub(super) fn set_backing(&self, new: Backing) {
+        // Closes the old one, when nobody uses it any more.
+        drop(self.backing.replace_sync(new));
+    }
+
+    /// A copy of the state of the backing store.
+    pub(super) fn backing(&self) -> Backing {
+        self.backing.read(&rcu::read_lock()).clone()
     }
 
     /// Whether writes complete before they are durable, as WCE tells.
     fn needs_flush_report(&self) -> bool {
-        !self.write_through.load(Ordering::Relaxed) && !self.base.nv_cache
+        !self.write_through.load(Ordering::Relaxed) && !self.base().nv_cache
     }
 
     /// Whether a flush has anything to do.
     pub(super) fn needs_flush(&self) -> bool {
-        self.needs_flush_report() && self.store.needs_flush()
+        self.needs_flush_report() && self.store_under(&rcu::read_lock()).needs_flush()
     }
 
     /// Whether every write has to be durable when it completes.
     #[inline]
     pub(super) fn is_write_through(&self) -> bool {
-        self.write_through.load(Ordering::Relaxed) && !self.base.nv_cache
+        self.write_through.load(Ordering::Relaxed) && !self.base().nv_cache
     }
 
     /// INQUIRY (SPC-4 6.6) for a command that came by `port`.
@@ -388,7 +439,7 @@ impl Vdisk {
     /// INVALID FIELD IN CDB.
     pub fn inquiry(&self, port: &PortInfo, cdb: &[u8], out: &mut Reply) -> Result<(), Fault> {
         let id = self.identity();
-        inquiry::inquiry(&self.features(), &self.limits, &id, port, cdb, out)
+        inquiry::inquiry(&self.features(), &self.limits(), &id, port, cdb, out)
     }
 
     /// MODE SENSE(6) and (10) (SPC-4 6.13) for a nexus that may or may not write.
@@ -420,7 +471,7 @@ impl Vdisk {
     /// # Errors
     /// INVALID FIELD IN CDB.
     pub fn read_capacity(&self, cdb: &[u8], out: &mut Reply) -> Result<(), Fault> {
-        mode::read_capacity(&self.base, self.nblocks(), cdb, out)
+        mode::read_capacity(&self.base(), self.nblocks(), cdb, out)
     }
 
     /// READ CAPACITY(16) (SBC-3 5.16).
@@ -428,71 +479,6 @@ impl Vdisk {
     /// # Errors
     /// INVALID FIELD IN CDB.
     pub fn read_capacity16(&self, cdb: &[u8], out: &mut Reply) -> Result<(), Fault> {
-        mode::read_capacity16(&self.base, &self.limits, self.nblocks(), cdb, out)
+        mode::read_capacity16(&self.base(), &self.limits(), self.nblocks(), cdb, out)
     }
-}
-
-fn open_store(name: &str, p: &VdiskParams) -> Result<Store, VdiskError> {
-    let path = match (&p.filename, p.kind) {
-        (_, VdiskKind::Nullio) => return Ok(Store::Null),
-        (None, VdiskKind::Vcdrom) => return Ok(Store::Cd(CdStore::default())),
-        (Some(path), _) => path.clone(),
-        (None, _) => {
-            let source = ParamError::Missing("filename");
-            return Err(VdiskError::Param {
-                name: name.to_owned(),
-                source,
-            });
-        }
-    };
-    if !p.active {
-        return Ok(Store::Closed);
-    }
-    let opened = match p.kind {
-        VdiskKind::Fileio => FileStore::open(&path, p).map(Store::File),
-        VdiskKind::Vcdrom => CdStore::open(Some(&path)).map(Store::Cd),
-        _ => BlockStore::open(&path, p).map(Store::Block),
-    };
-    let store = opened.map_err(|source| VdiskError::Open {
-        name: name.to_owned(),
-        path: path.clone(),
-        source,
-    })?;
-    let block_size = 1u32.checked_shl(u32::from(p.block_shift)).unwrap_or(0);
-    let needs = store.block_align();
-    if block_size.checked_rem(needs) != Some(0) {
-        return Err(VdiskError::BlockSize {
-            name: name.to_owned(),
-            path,
-            block_size,
-            needs,
-        });
-    }
-    Ok(store)
-}
-
-fn limits(p: &VdiskParams, store: &Store) -> Limits {
-    let blocks = |bytes: u64| {
-        let n = bytes.checked_shr(u32::from(p.block_shift)).unwrap_or(0);
-        u32::try_from(n).unwrap_or(u32::MAX)
-    };
-    let mut lim = Limits {
-        opt_trans_len: super::params::DEF_OPT_TRANS_LEN,
-        unmap_max_lba_cnt: blocks(FILE_UNMAP_MAX),
-        unmap_opt_gran: 1,
-        unmap_align: 0,
-        max_write_same_len: MAX_WRITE_SAME_LEN,
-        physical_block_size: FILE_PHYSICAL_BLOCK_SIZE,
-        lb_per_pb_exp: p.lb_per_pb_exp,
-    };
-    if let Store::Block(b) = store {
-        let q = b.limits();
-        if q.io_opt != 0 {
-            lim.opt_trans_len = q.io_opt;
-        }
-        lim.unmap_max_lba_cnt = blocks(q.max_discard_bytes);
-        lim.unmap_opt_gran = blocks(u64::from(q.discard_granularity));
-        lim.physical_block_size = q.physical_block_size;
-    }
-    lim
 }

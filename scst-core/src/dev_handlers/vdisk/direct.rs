@@ -50,7 +50,8 @@ impl Vdisk {
         cx: ExecContext,
     ) -> Result<(), IoFault> {
         self.check_range(pos, len)?;
-        let r = match (&self.store, cx) {
+        let store = self.store();
+        let r = match (&*store, cx) {
             (Store::File(f), ExecContext::Atomic) => match f.read_inline(pos, sg, len) {
                 Inline::Done(r) => r,
                 Inline::WouldBlock => return Err(IoFault::WouldBlock),
@@ -66,7 +67,8 @@ impl Vdisk {
     /// [`crate::dev_type::DevHandler::ext_copy_remap`]: between files by the file system, which shares blocks where
     /// it can.
     pub(super) fn remap_from(&self, src: &Self, src_pos: u64, pos: u64, len: u64) -> u64 {
-        let (Store::File(from), Store::File(to)) = (&src.store, &self.store) else {
+        let (src_store, store) = (src.store(), self.store());
+        let (Store::File(from), Store::File(to)) = (&*src_store, &*store) else {
             return 0;
         };
         let fits = |d: &Self, pos: u64| pos.checked_add(len).is_some_and(|e| e <= d.size_bytes());
@@ -91,7 +93,8 @@ impl Vdisk {
     ) -> Result<(), IoFault> {
         self.check_range(pos, len)?;
         let durable = self.is_write_through() || fua && self.needs_flush();
-        let r = match (&self.store, cx) {
+        let store = self.store();
+        let r = match (&*store, cx) {
             (Store::File(_), ExecContext::Atomic) if durable => return Err(IoFault::WouldBlock),
             (Store::File(f), ExecContext::Atomic) => match f.write_inline(pos, sg, len) {
                 Inline::Done(r) => r,

@@ -12,9 +12,9 @@ use crate::alua::{self, TgState};
 use crate::caw;
 use crate::cdb::bytes::{be16_at, be32_at};
 use crate::cdb::{self, CdbFlags, opcodes as op};
-use crate::cmd::{Cmd, ExecRes};
+use crate::cmd::{Cmd, ExecRes, ThreadsPoolType};
 use crate::consts::{TYPE_DISK, TYPE_ROM};
-use crate::core::cmd_done;
+use crate::core::{Core, cmd_done};
 use crate::dev_handlers::rsoc;
 use crate::dev_type::{BufAlloc, DevHandler, ExecContext, IoFault};
 use crate::device::Device;
@@ -23,7 +23,9 @@ use crate::sense::{self, SenseExtra};
 use crate::tgt_dev::TgtDev;
 use kshim::block::{BioOp, ReqFlags};
 use kshim::error::Result;
+use kshim::kobject::Attr;
 use kshim::scatterlist::SGTable;
+use kshim::sync::rcu;
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -101,10 +103,28 @@ impl DevHandler for Vdisk {
         self.threads_num
     }
 
+    fn threads_pool_type(&self) -> ThreadsPoolType {
+        self.threads_pool_type
+    }
+
+    fn default_threads_num(&self) -> i32 {
+        self.kind().default_threads_num()
+    }
+
+    fn sysfs_attrs(&self, core: &Arc<Core>, dev: &Arc<Device>) -> Vec<Attr> {
+        super::attrs::all(self, core, dev)
+    }
+
     fn attach(&self, dev: &Arc<Device>) -> Result {
         dev.control.tst.store(self.tst, Ordering::Relaxed);
+        dev.numa_node_id
+            .store(self.params.lock().numa_node_id, Ordering::Relaxed);
         self.load_saved_pages(dev);
         Ok(())
+    }
+
+    fn detach(&self, _dev: &Device) {
+        self.close();
     }
 
     fn attach_tgt(&self, tgt_dev: &TgtDev) -> Result {
@@ -149,7 +169,9 @@ impl DevHandler for Vdisk {
         self.parse_data_len(cmd);
         // As in SCST, a file device refuses here what is out of range, the others when they execute (that is, after
         // unit attentions and reservation conflicts).
-        if matches!(self.store, Store::File(_) | Store::Cd(_)) && self.position(cmd).is_none() {
+        if matches!(self.kind(), VdiskKind::Fileio | VdiskKind::Vcdrom)
+            && self.position(cmd).is_none()
+        {
             cmd.set_sense(self.range_sense());
         }
     }
@@ -163,7 +185,8 @@ impl DevHandler for Vdisk {
             return BufAlloc::Default;
         }
         let len = usize_of(cmd.bufflen());
-        let pushed = match &self.store {
+        let guard = rcu::read_lock();
+        let pushed = match self.store_under(&guard) {
             Store::Null => {
                 cmd.sg_mut().clear();
                 cmd.sg_mut().push_zeroes(len)
@@ -192,10 +215,13 @@ impl DevHandler for Vdisk {
             cmd.set_sense(sense::FORMAT_IN_PROGRESS);
             return ExecRes::Completed(cmd);
         }
-        match cmd.cdb_byte(0) {
-            op::READ_10 | op::READ_16 | op::READ_6 | op::READ_12 => self.exec_read(cmd, cx),
-            op::WRITE_10 | op::WRITE_16 | op::WRITE_6 | op::WRITE_12 => self.exec_write(cmd, cx),
-            _ => self.exec_other(cmd, cx),
+        if cx == ExecContext::Atomic {
+            let guard = rcu::read_lock();
+            self.exec_on(self.store_under(&guard), cmd, cx)
+        } else {
+            // A read section would hold up others while this sleeps.
+            let store = self.store();
+            self.exec_on(&store, cmd, cx)
         }
     }
 
@@ -281,12 +307,23 @@ impl Vdisk {
         (end <= self.size_bytes()).then_some(pos)
     }
 
+    #[inline]
+    fn exec_on(&self, store: &Store, cmd: Box<Cmd>, cx: ExecContext) -> ExecRes {
+        match cmd.cdb_byte(0) {
+            op::READ_10 | op::READ_16 | op::READ_6 | op::READ_12 => self.exec_read(store, cmd, cx),
+            op::WRITE_10 | op::WRITE_16 | op::WRITE_6 | op::WRITE_12 => {
+                self.exec_write(store, cmd, cx)
+            }
+            _ => self.exec_other(store, cmd, cx),
+        }
+    }
+
     /// What a command is told whose blocks are not there.
     /// DIFFERS: a device whose backing store is closed is NOT READY, for TEST UNIT READY too; SCST panics (fileio) or
     /// says NO MEDIUM (blockio).
     #[cold]
     fn range_sense(&self) -> sense::Sense {
-        match &self.store {
+        match &*self.store() {
             Store::Closed => sense::NOT_READY,
             Store::Cd(c) if c.is_empty() => sense::NO_MEDIUM,
             _ => sense::BLOCK_OUT_RANGE,
@@ -318,7 +355,7 @@ impl Vdisk {
     }
 
     #[inline]
-    fn exec_read(&self, mut cmd: Box<Cmd>, cx: ExecContext) -> ExecRes {
+    fn exec_read(&self, store: &Store, mut cmd: Box<Cmd>, cx: ExecContext) -> ExecRes {
         let Some(pos) = self.position(&cmd) else {
             cmd.set_sense(self.range_sense());
             return ExecRes::Completed(cmd);
@@ -331,7 +368,7 @@ impl Vdisk {
             // Counted once, when it comes.
             self.counters.read(self.blocks(len));
         }
-        match &self.store {
+        match store {
             Store::File(f) => return self.read_file(f, cmd, cx, pos, len),
             Store::Cd(c) => match c.medium() {
                 Some(f) => return self.read_file(&f, cmd, cx, pos, len),
@@ -374,7 +411,7 @@ impl Vdisk {
     }
 
     #[inline]
-    fn exec_write(&self, mut cmd: Box<Cmd>, cx: ExecContext) -> ExecRes {
+    fn exec_write(&self, store: &Store, mut cmd: Box<Cmd>, cx: ExecContext) -> ExecRes {
         let Some(pos) = self.position(&cmd) else {
             cmd.set_sense(self.range_sense());
             return ExecRes::Completed(cmd);
@@ -387,7 +424,7 @@ impl Vdisk {
             self.counters.written(self.blocks(len));
         }
         let durable = self.wants_durable(&cmd);
-        match &self.store {
+        match store {
             Store::File(f) => {
                 let r = match cx {
                     ExecContext::Atomic if durable => return ExecRes::NeedThread(cmd),
@@ -425,25 +462,25 @@ impl Vdisk {
     }
 
     /// Everything but plain reads and writes.
-    fn exec_other(&self, mut cmd: Box<Cmd>, cx: ExecContext) -> ExecRes {
+    fn exec_other(&self, store: &Store, mut cmd: Box<Cmd>, cx: ExecContext) -> ExecRes {
         let Some(pos) = self.position(&cmd) else {
             cmd.set_sense(self.range_sense());
             return ExecRes::Completed(cmd);
         };
-        if matches!(self.store, Store::Closed) && !works_without_medium(&cmd) {
+        if matches!(store, Store::Closed) && !works_without_medium(&cmd) {
             cmd.set_sense(sense::NOT_READY);
             return ExecRes::Completed(cmd);
         }
-        if matches!(&self.store, Store::Cd(c) if c.is_empty()) && cmd.cdb_byte(0) != op::INQUIRY {
+        if matches!(store, Store::Cd(c) if c.is_empty()) && cmd.cdb_byte(0) != op::INQUIRY {
             cmd.set_sense(sense::NO_MEDIUM);
             return ExecRes::Completed(cmd);
         }
         match cmd.cdb_byte(0) {
             op::SYNCHRONIZE_CACHE_10 | op::SYNCHRONIZE_CACHE_16 => {
                 let immed = cmd.cdb_byte(1) & IMMED != 0;
-                self.exec_flush(cmd, cx, immed)
+                self.exec_flush(store, cmd, cx, immed)
             }
-            op::START_STOP => self.exec_flush(cmd, cx, false),
+            op::START_STOP => self.exec_flush(store, cmd, cx, false),
             op::COMPARE_AND_WRITE => caw::exec(self, cmd, pos, cx),
             op::MODE_SELECT | op::MODE_SELECT_10 | op::LOG_SENSE => self.exec_slow(cmd, cx),
             op::SERVICE_ACTION_IN_16 if cmd.cdb_byte(1) & 0x1F == op::SAI_GET_LBA_STATUS => {
@@ -460,7 +497,7 @@ impl Vdisk {
             | op::WRITE_SAME_10
             | op::WRITE_SAME_16
             | op::ORWRITE_16
-            | op::UNMAP => self.exec_medium(cmd, cx, pos),
+            | op::UNMAP => self.exec_medium(store, cmd, cx, pos),
             _ => {
                 if let Err(f) = self.emulate(&mut cmd) {
                     apply(&mut cmd, f.into());
@@ -472,11 +509,17 @@ impl Vdisk {
 
     /// Makes data durable. With IMMED the command completes first; a failure then shows at the next flush.
     #[doc(alias = "vdisk_fsync")]
-    fn exec_flush(&self, mut cmd: Box<Cmd>, cx: ExecContext, immed: bool) -> ExecRes {
+    fn exec_flush(
+        &self,
+        store: &Store,
+        mut cmd: Box<Cmd>,
+        cx: ExecContext,
+        immed: bool,
+    ) -> ExecRes {
         if !self.needs_flush() {
             return ExecRes::Completed(cmd);
         }
-        match &self.store {
+        match store {
             Store::Block(b) if immed => {
                 b.flush_in_background();
                 ExecRes::Completed(cmd)
@@ -502,7 +545,7 @@ impl Vdisk {
     }
 
     /// Commands that read or write the medium for long, on a thread.
-    fn exec_medium(&self, mut cmd: Box<Cmd>, cx: ExecContext, pos: u64) -> ExecRes {
+    fn exec_medium(&self, store: &Store, mut cmd: Box<Cmd>, cx: ExecContext, pos: u64) -> ExecRes {
         if cx == ExecContext::Atomic {
             return ExecRes::NeedThread(cmd);
         }
@@ -510,7 +553,7 @@ impl Vdisk {
         let mut data = std::mem::take(cmd.sg_mut());
         let result = {
             let aborted = || cmd.is_aborted();
-            let medium = self.medium(&aborted);
+            let medium = self.medium(store, &aborted);
             let (cdb, len) = (cmd.cdb(), cmd.data_len());
             let bytchk = cmd.cdb_byte(1) & BYTCHK != 0;
             data.truncate(usize_of(cmd.write_len().min(cmd.bufflen())));
@@ -537,7 +580,7 @@ impl Vdisk {
                     let n = self.whole_blocks(data.len());
                     data.truncate(n);
                     let durable = self.is_write_through();
-                    let written = self.store.write(pos, &mut data, n, durable);
+                    let written = store.write(pos, &mut data, n, durable);
                     written
                         .map_err(write_outcome)
                         .and_then(|()| medium.verify(pos, len, Some(&data)))
@@ -551,9 +594,13 @@ impl Vdisk {
         ExecRes::Completed(cmd)
     }
 
-    pub(super) fn medium<'a>(&'a self, aborted: &'a dyn Fn() -> bool) -> Medium<'a> {
+    pub(super) fn medium<'a>(
+        &'a self,
+        store: &'a Store,
+        aborted: &'a dyn Fn() -> bool,
+    ) -> Medium<'a> {
         Medium {
-            store: &self.store,
+            store,
             block_shift: Vdisk::block_shift(self),
             nblocks: self.nblocks(),
             thin_provisioned: self.features().thin_provisioned,

@@ -19,10 +19,14 @@ pub(super) const MAX_USN_LEN: usize = 20;
 pub(super) const MAX_T10_DEV_ID_LEN: usize = 25;
 /// Bytes of the T10 device identifier that stand in for an EUI-64 when no identifier was given.
 const DEFAULT_EUI64_LEN: usize = 8;
-const MAX_VEND_ID_LEN: usize = 8;
-const MAX_PROD_ID_LEN: usize = 16;
-const MAX_REV_LEN: usize = 4;
-const MAX_VEND_SPECIFIC_ID_LEN: usize = 128;
+pub(super) const MAX_VEND_ID_LEN: usize = 8;
+pub(super) const MAX_PROD_ID_LEN: usize = 16;
+pub(super) const MAX_REV_LEN: usize = 4;
+pub(super) const MAX_VEND_SPECIFIC_ID_LEN: usize = 128;
+/// Longest SCSI name string.
+pub(super) const MAX_SCSI_DEVICE_NAME_LEN: usize = 256;
+/// Most vendor-specific bytes of INQUIRY: what is behind byte 96 of 256.
+pub(super) const MAX_INQ_VEND_SPECIFIC_LEN: usize = 160;
 /// Longest binary identifier (EUI-64 and NAA designators).
 const MAX_BINARY_ID_LEN: usize = 16;
 

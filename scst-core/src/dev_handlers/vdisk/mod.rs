@@ -29,11 +29,13 @@
     )
 )]
 
+mod attrs;
 mod blockio;
 mod breaker;
 mod cdrom;
 mod control;
 mod device;
+mod devtype;
 mod direct;
 mod fileio;
 mod format;
@@ -46,6 +48,7 @@ mod medium;
 mod misc;
 mod mode;
 mod mode_select;
+mod open;
 mod params;
 mod reply;
 mod saved;
@@ -53,8 +56,9 @@ mod store;
 mod unmap;
 
 pub use device::{Features, Limits, Vdisk, VdiskError};
+pub use devtype::{VdiskType, dev_types};
 pub use ident::{BIO_VENDOR, FIO_VENDOR, Identity, IdentityOverrides, REVISION, dev_id_num};
 pub use inquiry::PortInfo;
 pub use mode::{ControlBits, ModeState};
-pub use params::{NULLIO_SIZE, ParamError, VdiskKind, VdiskParams};
+pub use params::{NULLIO_SIZE, POOL_PARAMS, ParamError, VdiskKind, VdiskParams};
 pub use reply::{Fault, REPLY_MAX, Reply};

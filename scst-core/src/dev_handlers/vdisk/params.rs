@@ -3,6 +3,8 @@
 //! C source: `vdev_parse_add_dev_params` of `scst/src/dev_handlers/scst_vdisk.c`
 
 use super::IdentityOverrides;
+use crate::cmd::ThreadsPoolType;
+use crate::sysfs::text::Lexems;
 use kshim::error::{Error, code};
 use std::path::PathBuf;
 
@@ -45,9 +47,19 @@ impl VdiskKind {
         }
     }
 
-    /// Parameters that `add_device` of this handler knows.
+    /// Threads of a device's pool, where nothing else is said.
     #[must_use]
-    pub const fn param_names(self) -> &'static [&'static str] {
+    pub const fn default_threads_num(self) -> i32 {
+        match self {
+            Self::Fileio | Self::Vcdrom => DEF_NUM_THREADS,
+            Self::Blockio | Self::Nullio => 1,
+        }
+    }
+
+    /// Parameters that the usage text of this handler lists. It takes those of the pool ([`POOL_PARAMS`]) too, and
+    /// vdisk_fileio `lb_per_pb_exp`.
+    #[must_use]
+    pub const fn listed_param_names(self) -> &'static [&'static str] {
         match self {
             Self::Vcdrom => &["tst"],
             Self::Fileio => &[
@@ -61,16 +73,15 @@ impl VdiskKind {
                 "dif_static_app_tag",
                 "dif_type",
                 "filename",
-                "lb_per_pb_exp",
                 "numa_node_id",
                 "nv_cache",
                 "o_direct",
                 "read_only",
                 "removable",
                 "rotational",
-                "t10_dev_id",
                 "thin_provisioned",
                 "tst",
+                "t10_dev_id",
                 "write_through",
             ],
             Self::Blockio => &[
@@ -88,9 +99,9 @@ impl VdiskKind {
                 "read_only",
                 "removable",
                 "rotational",
-                "t10_dev_id",
                 "thin_provisioned",
                 "tst",
+                "t10_dev_id",
                 "write_through",
             ],
             Self::Nullio => &[
@@ -106,11 +117,42 @@ impl VdiskKind {
                 "rotational",
                 "size",
                 "size_mb",
-                "t10_dev_id",
                 "tst",
+                "t10_dev_id",
             ],
         }
     }
+
+    fn knows(self, name: &str) -> bool {
+        self.listed_param_names().contains(&name)
+            || POOL_PARAMS.contains(&name)
+            || self == Self::Fileio && name == "lb_per_pb_exp"
+    }
+}
+
+/// Parameters of `add_device` of all handlers, although the usage texts don't list them.
+pub const POOL_PARAMS: [&str; 2] = ["threads_num", "threads_pool_type"];
+
+/// Parameters as they stand behind the device's name: `name=value; name=value`.
+///
+/// # Errors
+/// A name without a value, or with more than one.
+#[doc(alias = "scst_get_next_token_str")]
+pub(super) fn parse_pairs(text: &str) -> Result<Vec<(&str, &str)>, ParamError> {
+    let mut tokens = Lexems::new(text);
+    let mut pairs = Vec::new();
+    while let Some(token) = tokens.next_token() {
+        let mut words = Lexems::new(token);
+        let (name, value) = (words.next_lexem(), words.next_lexem());
+        if name.is_empty() || value.is_empty() {
+            return Err(ParamError::NoValue(name.to_owned()));
+        }
+        if !words.next_lexem().is_empty() {
+            return Err(ParamError::Duplicate(name.to_owned()));
+        }
+        pairs.push((name, value));
+    }
+    Ok(pairs)
 }
 
 /// Parameters of a virtual disk. [`VdiskParams::new`] has SCST's defaults.
@@ -164,6 +206,12 @@ pub struct VdiskParams {
     pub setup_id: u32,
     /// Threads of the device's pool.
     pub threads_num: i32,
+    /// Who shares them.
+    pub threads_pool_type: ThreadsPoolType,
+    /// Null device: reads give zeros, and not whatever was in the buffer. They do in any case here.
+    pub read_zero: bool,
+    /// Preferred transfer length in bytes, when management has set it.
+    pub opt_trans_len: Option<u32>,
     /// Where state is kept over restarts (`/var/lib/scst`), here saved mode pages below `vdev_mode_pages`; `None`: nothing is
     /// saved, and MODE SELECT with SP=1 refused. Not a parameter of `add_device`.
     pub state_dir: Option<PathBuf>,
@@ -180,6 +228,9 @@ pub enum ParamError {
     /// Needed, and not given.
     #[error("parameter {0} is required")]
     Missing(&'static str),
+    /// Given without a value.
+    #[error("parameter {0:?} has no value")]
+    NoValue(String),
     /// Given twice.
     #[error("parameter {0} is given more than once")]
     Duplicate(String),
@@ -243,7 +294,10 @@ impl VdiskParams {
             bind_alua_state: !file,
             numa_node_id: -1,
             setup_id: 0,
-            threads_num: if file { DEF_NUM_THREADS } else { 1 },
+            threads_num: kind.default_threads_num(),
+            threads_pool_type: ThreadsPoolType::default(),
+            read_zero: false,
+            opt_trans_len: None,
             state_dir: None,
             identity: IdentityOverrides::default(),
         }
@@ -258,7 +312,7 @@ impl VdiskParams {
         let mut p = Self::new(kind);
         for (name, value) in params {
             let lower = name.to_ascii_lowercase();
-            if !kind.param_names().contains(&lower.as_str()) {
+            if !kind.knows(&lower) {
                 return Err(ParamError::Unknown((*name).to_owned()));
             }
             p.set(&lower, value)?;
@@ -298,11 +352,13 @@ impl VdiskParams {
                 self.identity.t10_dev_id = Some(value.to_owned());
             }
             "blocksize" => {
-                // DIFFERS: SCST rounds other sizes down to a power of two.
                 let n = unsigned()?;
                 let shift = if n == 0 { 9 } else { n.ilog2() };
-                if n != 0 && !n.is_power_of_two() || !BLOCK_SHIFTS.contains(&shift) {
-                    return Err(invalid("must be a power of two from 512 to 65536"));
+                if !BLOCK_SHIFTS.contains(&shift) {
+                    return Err(invalid("must be from 512 to 65536"));
+                }
+                if n != 0 && !n.is_power_of_two() {
+                    kshim::pr_warn!("blocksize {n} is no power of two: rounded down");
                 }
                 self.block_shift = u8::try_from(shift).map_err(|_| invalid("too large"))?;
             }
@@ -320,6 +376,15 @@ impl VdiskParams {
                     return Err(invalid("must be -1 or a node"));
                 }
                 self.numa_node_id = n;
+            }
+            "threads_num" => {
+                let n = i32::try_from(unsigned()?);
+                self.threads_num = n.map_err(|_| invalid("out of range"))?;
+            }
+            "threads_pool_type" => {
+                let ty = ThreadsPoolType::from_name(value);
+                self.threads_pool_type =
+                    ty.ok_or_else(|| invalid("must be per_initiator or shared"))?;
             }
             "tst" => match unsigned()? {
                 n @ (0 | 1) => self.tst = u8::from(n == 1),
@@ -493,13 +558,8 @@ mod tests {
             ),
             (
                 Fileio,
-                &[f, ("blocksize", "1000")],
-                "parameter blocksize: \"1000\": must be a power of two from 512 to 65536",
-            ),
-            (
-                Fileio,
                 &[f, ("blocksize", "256")],
-                "parameter blocksize: \"256\": must be a power of two from 512 to 65536",
+                "parameter blocksize: \"256\": must be from 512 to 65536",
             ),
             (
                 Nullio,
@@ -543,11 +603,11 @@ mod tests {
     #[test]
     fn every_listed_parameter_is_known() {
         for kind in [Fileio, Blockio, Nullio] {
-            for name in kind.param_names() {
-                let value = if name.ends_with("filename") {
-                    "/x"
-                } else {
-                    "0"
+            for name in kind.listed_param_names().iter().chain(&POOL_PARAMS) {
+                let value = match *name {
+                    n if n.ends_with("filename") => "/x",
+                    "threads_pool_type" => "shared",
+                    _ => "0",
                 };
                 if let Err(ParamError::Unknown(n)) = VdiskParams::new(kind).set(name, value) {
                     panic!("{n}");
@@ -562,7 +622,7 @@ mod tests {
             Fileio,
             &[
                 ("FileName", "/data/d"),
-                ("blocksize", "4096"),
+                ("blocksize", "5000"),
                 ("thin_provisioned", "1"),
                 ("rotational", "0"),
                 ("t10_dev_id", "id"),
