@@ -136,7 +136,7 @@ impl Managed {
     fn resize(&mut self) {
         let n = self.rng.below(self.nulls.len() as u64) as usize;
         let mib = 1 + self.rng.below(64);
-        self.nulls[n].resize_null(mib << 20).expect("a good size");
+        self.nulls[n].resize(mib << 20).expect("a good size");
         let dev = self.core.device(&format!("null{n}")).expect("there");
         dev.capacity_data_changed();
     }
