@@ -15,6 +15,7 @@ pub mod guest;
 pub mod procfs;
 pub mod proxy;
 pub mod rng;
+pub mod run_server;
 pub mod server;
 pub mod tools;
 
