@@ -6,6 +6,7 @@ use crate::accounts::Accounts;
 use crate::conn::{CloseReason, Conn, ConnMsg, ConnShared, NewSession};
 use crate::env::Env;
 use crate::half_open::HalfOpen;
+use crate::isns::{Isns, IsnsConfig};
 use crate::login::LoginResult;
 use crate::param::{KeyValues, TgtParams};
 use crate::pdu::{Isid, LoginStatus, Tsih};
@@ -13,7 +14,7 @@ use crate::target::{Claim, IscsiTarget, Waiter};
 use kshim::error::{Error, code};
 use kshim::kthread::{self, Kthread, WorkerQueue};
 use kshim::net::{Socket, TcpListener};
-use kshim::reactor::{Cx, ReactorHandle, Ready, Source, Token};
+use kshim::reactor::{Cx, PollFd, ReactorHandle, Ready, Source, Token};
 use kshim::sync::{Completion, SpinLock};
 use kshim::time::Delta;
 use kshim::{pr_err_ratelimited, pr_info, pr_warn_ratelimited};
@@ -23,6 +24,8 @@ use scst_core::retained::RetainedStates;
 use scst_core::sense::{self, Sense};
 use scst_core::session::Session;
 use scst_core::template::TgtTemplate;
+use scst_core::tgt::Tgt;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -52,6 +55,7 @@ pub struct IscsiDriver {
     conn_count: AtomicUsize,
     half_open: SpinLock<HalfOpen<ConnShared>>,
     mgmt: Mgmt,
+    isns: SpinLock<Option<Arc<Isns>>>,
     discovery_accounts: SpinLock<Arc<Accounts>>,
     settings: SpinLock<Settings>,
     next_id: AtomicU64,
@@ -171,6 +175,7 @@ impl IscsiDriver {
             conn_count: AtomicUsize::new(0),
             half_open: SpinLock::default(),
             mgmt,
+            isns: SpinLock::new(None),
             discovery_accounts: SpinLock::new(Arc::default()),
             settings: SpinLock::default(),
             next_id: AtomicU64::new(1),
@@ -262,26 +267,79 @@ impl IscsiDriver {
     pub fn add_listener(self: &Arc<Self>, listener: TcpListener) -> Result<SocketAddr, Error> {
         let addr = listener.local_addr()?;
         let reactor = self.reactors.first().ok_or(code::EINVAL)?.clone();
+        let (fd, driver) = (listener.poll_fd(), Arc::downgrade(self));
+        let token = self.add_source(fd, Listener { listener, driver })?;
+        self.portals.lock().push(Portal {
+            addr,
+            reactor,
+            token,
+        });
+        self.isns_changed();
+        Ok(addr)
+    }
+
+    /// Puts a source of the driver's own on the first reactor. Context: may sleep.
+    pub(crate) fn add_source(
+        &self,
+        fd: PollFd,
+        source: impl Source + Send + 'static,
+    ) -> Result<Token, Error> {
+        let reactor = self.reactors.first().ok_or(code::EINVAL)?;
         let done = Arc::new((Completion::new(), SpinLock::new(Err(code::EIO))));
         let result = Arc::clone(&done);
-        let driver = Arc::downgrade(self);
         let posted = reactor.post(move |cx| {
-            let fd = listener.poll_fd();
-            let make = |_| Box::new(Listener { listener, driver }) as Box<dyn Source>;
-            *result.1.lock() = cx.add(Some(fd), make);
+            *result.1.lock() = cx.add(Some(fd), |_| Box::new(source));
             result.0.complete_all();
         });
         if !posted {
             return Err(code::ESHUTDOWN);
         }
         done.0.wait_for_completion();
-        let token = (*done.1.lock())?;
-        self.portals.lock().push(Portal {
-            addr,
-            reactor,
-            token,
-        });
-        Ok(addr)
+        *done.1.lock()
+    }
+
+    /// Removes what [`IscsiDriver::add_source`] put there. Context: any.
+    pub(crate) fn remove_source(&self, token: Token) {
+        if let Some(reactor) = self.reactors.first() {
+            reactor.post(move |cx| cx.remove(token));
+        }
+    }
+
+    /// The name server that targets are registered with.
+    pub fn isns(&self) -> Option<IsnsConfig> {
+        self.isns.lock().as_ref().map(|isns| isns.config().clone())
+    }
+
+    /// Registers targets with a name server, or with none any more. The server need not be there: it is tried again.
+    /// Errors: EAGAIN (no thread to be had). Context: may sleep, some seconds if an old server is not there.
+    #[doc(alias = "iSNSServer")]
+    pub fn set_isns(self: &Arc<Self>, config: Option<IsnsConfig>) -> Result<(), Error> {
+        let old = self.isns.lock().take();
+        if let Some(old) = old {
+            old.stop();
+        }
+        for target in self.targets() {
+            target.set_isns_initiators(BTreeSet::new());
+        }
+        if let Some(config) = config {
+            let isns = Isns::start(self, config)?;
+            *self.isns.lock() = Some(Arc::new(isns));
+        }
+        Ok(())
+    }
+
+    /// The name server has to hear of targets or portals. Context: any.
+    pub(crate) fn isns_changed(&self) {
+        if let Some(isns) = &*self.isns.lock() {
+            isns.changed();
+        }
+    }
+
+    /// Whether the name server, if it is asked, lets an initiator use a target. Context: any.
+    #[doc(alias = "isns_scn_access_allowed")]
+    pub(crate) fn isns_allows(&self, target: &IscsiTarget, initiator: &str) -> bool {
+        let asked = matches!(&*self.isns.lock(), Some(isns) if isns.config().access_control);
+        !asked || target.isns_names(initiator)
     }
 
     /// Portal addresses in the order of their addition.
@@ -307,6 +365,7 @@ impl IscsiDriver {
         self.core.unregister_target(target.tgt())?;
         self.targets.lock().retain(|t| !Arc::ptr_eq(t, target));
         self.forget_target(target);
+        self.isns_changed();
         Ok(())
     }
 
@@ -314,6 +373,10 @@ impl IscsiDriver {
     /// there, and waits until all sessions are unregistered. Answers whether all went in time. Context: may sleep.
     pub fn stop(&self) -> bool {
         self.stopping.store(true, Ordering::SeqCst);
+        let isns = self.isns.lock().take();
+        if let Some(isns) = isns {
+            isns.stop();
+        }
         for p in std::mem::take(&mut *self.portals.lock()) {
             p.close();
         }
@@ -561,6 +624,10 @@ impl TgtTemplate for IscsiDriver {
 
     fn transport_id_protocol(&self) -> Option<u8> {
         Some(PROTOCOL_ISCSI)
+    }
+
+    fn target_enabled(&self, _tgt: &Tgt, _on: bool) {
+        self.isns_changed();
     }
 
     fn close_session(&self, sess: &Arc<Session>) {

@@ -75,7 +75,7 @@ impl<'a> Env<'a> {
     }
 
     fn may_use(&self, target: &IscsiTarget, initiator: &str) -> bool {
-        target.allows(&self.local, initiator)
+        target.allows(&self.local, initiator) && self.driver.isns_allows(target, initiator)
     }
 }
 

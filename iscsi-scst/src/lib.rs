@@ -21,6 +21,7 @@ pub mod driver;
 mod env;
 mod ffp;
 mod half_open;
+pub mod isns;
 pub mod login;
 pub mod param;
 pub mod pdu;

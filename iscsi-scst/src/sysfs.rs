@@ -233,6 +233,12 @@ impl IscsiDriver {
         }
     }
 
+    /// The name by which the driver speaks to a name server; empty if it has none of its own.
+    #[doc(alias = "isns_entity_target_name")]
+    pub(crate) fn isns_entity_name(&self) -> String {
+        self.sysfs.entity_name.lock().clone()
+    }
+
     /// A target is gone.
     pub(crate) fn forget_target(&self, target: &IscsiTarget) {
         self.sysfs.lists.lock().remove(&Some(target.tid()));
@@ -502,14 +508,17 @@ fn driver_attrs(driver: &Weak<IscsiDriver>) -> Vec<Attr> {
                 Ok(())
             },
         ),
-        // DIFFERS: there is no iSNS client yet; what would need one is refused.
+        // DIFFERS: SCST refuses a server that is not there at this moment, and then has none.
         driver_attr(
             driver,
             "iSNSServer",
-            |_| daemon("\n"),
-            |_, s| match words(s).next() {
-                None => Ok(()),
-                Some(_) => Err(code::EOPNOTSUPP),
+            |d| {
+                d.isns()
+                    .map_or_else(|| daemon("\n"), |c| marked(&c.to_string()))
+            },
+            |d, s| match words(s).next() {
+                None => d.set_isns(None),
+                Some(_) => d.set_isns(Some(s.parse()?)),
             },
         ),
         Attr::ro("open_state", move || {

@@ -14,6 +14,7 @@ use kshim::time::Delta;
 use scst_core::core::Core;
 use scst_core::retained::RetainedStates;
 use scst_core::tgt::Tgt;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -43,6 +44,9 @@ pub struct IscsiTarget {
     params: SpinLock<TgtParams>,
     accounts: SpinLock<Arc<Accounts>>,
     sessions: SpinLock<Sessions>,
+    /// Initiators that the name server names for it.
+    #[doc(alias = "isns_head")]
+    isns: SpinLock<BTreeSet<String>>,
     /// It takes no sessions any more, and none is left.
     emptied: Completion,
 }
@@ -128,6 +132,7 @@ impl IscsiTarget {
             params: SpinLock::new(params),
             accounts: SpinLock::new(Arc::default()),
             sessions: SpinLock::new(Sessions::default()),
+            isns: SpinLock::default(),
             emptied: Completion::new(),
         }
     }
@@ -223,6 +228,15 @@ impl IscsiTarget {
             full_initiator_name(config.per_portal_acl, initiator, &portal)
         };
         self.tgt.has_luns_for(&name)
+    }
+
+    pub(crate) fn set_isns_initiators(&self, names: BTreeSet<String>) {
+        *self.isns.lock() = names;
+    }
+
+    /// Whether the name server names an initiator for the target.
+    pub(crate) fn isns_names(&self, initiator: &str) -> bool {
+        self.isns.lock().contains(initiator)
     }
 
     /// The name of an initiator in access control.

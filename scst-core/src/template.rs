@@ -4,6 +4,7 @@
 
 use crate::mgmt::MgmtCmd;
 use crate::session::Session;
+use crate::tgt::Tgt;
 use kshim::kobject::Attr;
 use std::sync::Arc;
 
@@ -53,6 +54,9 @@ pub trait TgtTemplate: Send + Sync + 'static {
     fn session_attrs(&self, _sess: &Arc<Session>) -> Vec<Attr> {
         Vec::new()
     }
+
+    /// A target was enabled or disabled. Context: may sleep.
+    fn target_enabled(&self, _tgt: &Tgt, _on: bool) {}
 
     /// Commands concerned by the function are out of the devices. Context: TM thread.
     fn task_mgmt_affected_cmds_done(&self, _mcmd: &Arc<MgmtCmd>) {}

@@ -24,6 +24,16 @@ pub use rxbuf::{RX_CHUNK, RxBuf};
 pub use send::{IoPart, MAX_IOV};
 pub use socket::{How, Keepalive, Socket};
 
+/// Addresses of a host, by its name or by an address as text, with this port.
+///
+/// Context: may sleep, as long as the resolver takes.
+///
+/// Errors: ENOENT (no such host, or nobody can say).
+#[doc(alias = "getaddrinfo")]
+pub fn resolve(host: &str, port: u16) -> crate::error::Result<Vec<SocketAddr>> {
+    crate::sys::net::resolve(host, port)
+}
+
 /// IP addresses of the host's network interfaces, loopback and link-local ones too, in the host's order.
 ///
 /// Context: any; a system call, for rare questions.

@@ -44,7 +44,19 @@ impl Socket {
     /// Errors: ECONNREFUSED, ETIMEDOUT, EHOSTUNREACH, ENETUNREACH, EMFILE.
     pub fn connect(addr: SocketAddr) -> Result<Socket> {
         Ok(Socket {
-            fd: net::connect(addr)?,
+            fd: net::connect(addr, Timeout::Forever)?,
+        })
+    }
+
+    /// As [`connect`](Self::connect), but waits no longer than that.
+    ///
+    /// Context: may sleep.
+    ///
+    /// Errors: ETIMEDOUT, and those of `connect`.
+    pub fn connect_timeout(addr: SocketAddr, timeout: Delta) -> Result<Socket> {
+        let nanos = u64::try_from(timeout.as_nanos()).unwrap_or(0);
+        Ok(Socket {
+            fd: net::connect(addr, Timeout::Nanos(nanos))?,
         })
     }
 

@@ -240,6 +240,8 @@ impl Core {
             }
         }
         tgt.enabled.store(enable, Ordering::Release);
+        drop(config);
+        tgt.template().target_enabled(tgt, enable);
         Ok(())
     }
 

@@ -73,15 +73,25 @@ pub(crate) fn accept(fd: &PollFd) -> Result<(PollFd, SocketAddr)> {
     }
 }
 
-/// A connected, non-blocking TCP socket. Sleeps until the connection stands or fails.
-pub(crate) fn connect(addr: SocketAddr) -> Result<PollFd> {
+/// Addresses of a host by its name, or its address as text. Sleeps; asks the resolver.
+pub(crate) fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>> {
+    crate::might_sleep!();
+    let found = std::net::ToSocketAddrs::to_socket_addrs(&(host, port));
+    // The resolver's own errors are no errnos.
+    found.map(Iterator::collect).map_err(|_| code::ENOENT)
+}
+
+/// A connected, non-blocking TCP socket. Sleeps until the connection stands or fails, or for that time.
+pub(crate) fn connect(addr: SocketAddr, timeout: Timeout) -> Result<PollFd> {
     crate::might_sleep!();
     let fd = net::socket_with(family(&addr), SocketType::STREAM, FLAGS, None)?;
     match net::connect(&fd, &addr) {
         Ok(()) => {}
         Err(Errno::INPROGRESS | Errno::INTR) => {
             let fd = &fd;
-            wait_fd(fd, bits::OUT, Timeout::Forever)?;
+            if wait_fd(fd, bits::OUT, timeout)? == 0 {
+                return Err(code::ETIMEDOUT);
+            }
             sockopt::socket_error(fd)??;
         }
         Err(e) => return Err(e.into()),
