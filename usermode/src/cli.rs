@@ -62,6 +62,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
 
+    /// Where tcmu-runner's handlers are (handler_*.so) [default: the distribution's folder]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) handler_dir: Option<PathBuf>,
+
     /// Number of reactor threads [default: one per CPU, at most 4]
     #[arg(long, value_name = "N")]
     pub(crate) cpus: Option<String>,

@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use backstores::tcmur;
 use kshim::host;
 use kshim::kobject::control;
 
@@ -35,6 +36,7 @@ impl Settings {
     ///
     /// The first thing that is wrong.
     pub(super) fn check(args: &RunArgs) -> Result<Self> {
+        tcmur::init(args.handler_dir.as_deref()).context("--handler-dir")?;
         let default_portals = args.portals.is_empty();
         let portals = if default_portals {
             config::portals(&DEFAULT_PORTALS.map(str::to_owned))?
