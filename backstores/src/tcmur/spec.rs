@@ -5,8 +5,9 @@ use kshim::time::Delta;
 
 use super::TCMUR_PREFIX;
 
-/// How long a command may take before it is failed, unless the path says otherwise: as the kernel's TCMU has it.
-pub const DEFAULT_TIMEOUT: Delta = Delta::from_secs(30);
+/// How long a command may take before it is failed, unless the path says otherwise: longer than handler_rbd waits for an
+/// OSD (31 s).
+pub const DEFAULT_TIMEOUT: Delta = Delta::from_secs(60);
 /// Longest timeout that can be asked for.
 const MAX_TIMEOUT_SECS: i64 = 24 * 3600;
 /// Longest path.
