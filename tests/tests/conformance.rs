@@ -82,11 +82,15 @@ fn run_family(tool: &Path, family: &str, url: &str, reference: &Table) -> Table 
 }
 
 fn conforms(options: &ServerOptions) {
+    conforms_in(options, &FAMILIES);
+}
+
+fn conforms_in(options: &ServerOptions, families: &[&str]) {
     let Some([tool]) = require(["iscsi-test-cu"]) else {
         return;
     };
     let reference = reference();
-    let mut families: Vec<String> = FAMILIES.iter().map(|&f| f.to_owned()).collect();
+    let mut families: Vec<String> = families.iter().map(|&f| f.to_owned()).collect();
     if std::env::var("SCST_CONFORMANCE").is_ok_and(|v| v == "all") {
         families = reference
             .keys()
@@ -130,6 +134,20 @@ fn conforms(options: &ServerOptions) {
 #[test]
 fn a_ram_lun_conforms_as_kernel_scst_does() {
     conforms(&ServerOptions::lun("100M"));
+}
+
+/// The tool takes CRC32C for headers, and for data if it can, wherever the target offers it.
+#[test]
+fn iscsi_families_conform_with_digests() {
+    let iscsi = [
+        "iSCSIcmdsn",
+        "iSCSIdatasn",
+        "iSCSIResiduals",
+        "iSCSITMF",
+        "Write10",
+        "Read10",
+    ];
+    conforms_in(&ServerOptions::lun("100M").arg("--digests"), &iscsi);
 }
 
 #[test]

@@ -4,13 +4,13 @@ use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
 use scst_tests::server::{IQN, scstd};
 use scst_tests::tools::{self, Output};
-use scst_tests::{Server, ServerOptions};
+use scst_tests::{OpenOptions, Server, ServerOptions, Session};
 
 /// Runs `scstd` with `args` in `dir`; it must end by itself.
 fn scstd_in(dir: &Path, args: &[&str]) -> Output {
@@ -282,6 +282,37 @@ fn ready_lines_name_portals_target_and_luns() {
     let status = server.stop();
     assert!(status.success(), "{status}");
     assert_eq!(fs::metadata(&path).unwrap().len(), 3 << 20);
+}
+
+#[test]
+fn sockets_of_the_service_manager_are_its_portals() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let session = OpenOptions::normal(IQN).initiator(1);
+    // As systemd does: the socket is descriptor 3, and the process is named.
+    let script = "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" serve 1M --iqn \"$1\" 3<&0 </dev/null";
+    let mut child = Command::new("sh")
+        .args(["-c", script])
+        .arg(scstd())
+        .arg(IQN)
+        .stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut lines = std::io::BufRead::lines(output).map_while(Result::ok);
+    let portals: Vec<_> = lines.by_ref().take_while(|l| l != "ready").collect();
+    assert!(portals.contains(&format!("portal {addr}")), "{portals:?}");
+    assert_eq!(
+        portals.iter().filter(|l| l.starts_with("portal ")).count(),
+        1
+    );
+    let mut session = Session::open(addr, &session).unwrap();
+    session.clear_ua(0).unwrap();
+    drop(session);
+    let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]
