@@ -12,6 +12,7 @@ use crate::param::{KeyValues, TgtParams};
 use crate::pdu::{Isid, LoginStatus, Tsih};
 use crate::target::{Claim, IscsiTarget, Waiter};
 use kshim::error::{Error, code};
+use kshim::kobject::Kobject;
 use kshim::kthread::{self, Kthread, WorkerQueue};
 use kshim::net::{Socket, TcpListener};
 use kshim::reactor::{Cx, PollFd, ReactorHandle, Ready, Source, Token};
@@ -620,6 +621,18 @@ impl TgtTemplate for IscsiDriver {
 
     fn group_sysfs_attrs(&self) -> Vec<kshim::kobject::Attr> {
         crate::sysfs::group_attrs()
+    }
+
+    fn show_session(&self, sess: &Arc<Session>, dir: &Arc<Kobject>) -> Result<(), Error> {
+        let target = {
+            let targets = self.targets.lock();
+            let mut of_sess = targets.iter().filter(|t| Arc::ptr_eq(t.tgt(), sess.tgt()));
+            of_sess.next().cloned()
+        };
+        match target {
+            Some(target) => crate::sysfs::show_session(&target, sess, dir),
+            None => Ok(()),
+        }
     }
 
     fn transport_id_protocol(&self) -> Option<u8> {

@@ -8,6 +8,10 @@
 //!
 //! C source: `iscsi-scst/kernel/target.c`, `config.c`, `iscsi-scst/usr/event.c`, `config.c`
 
+mod session;
+
+pub(crate) use session::show_session;
+
 use crate::accounts::{AccountError, Accounts, Secret};
 use crate::driver::IscsiDriver;
 use crate::param::{KeyValues, SESSION_KEYS, SessionKey, TARGET_KEYS, TgtParams};
@@ -404,7 +408,12 @@ impl IscsiDriver {
         let (shown, stored) = (Arc::downgrade(self), Arc::downgrade(self));
         let of = target.map(|t| t.tid());
         let (show_name, store_name) = (attr.to_owned(), attr.to_owned());
-        Attr::rw(
+        // Secrets are not for everybody.
+        let mode = match Kind::of(attr) {
+            Some((Kind::Portal, _)) => 0o644,
+            _ => 0o600,
+        };
+        let rw = Attr::rw(
             attr,
             move || {
                 let driver = shown.upgrade().ok_or(code::ENODEV)?;
@@ -420,7 +429,8 @@ impl IscsiDriver {
                 let driver = stored.upgrade().ok_or(code::ENODEV)?;
                 driver.replace_listed(of, &store_name, s)
             },
-        )
+        );
+        rw.mode(mode)
     }
 
     #[doc(alias = "iscsi_attr_replace")]

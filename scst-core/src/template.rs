@@ -5,7 +5,8 @@
 use crate::mgmt::MgmtCmd;
 use crate::session::Session;
 use crate::tgt::Tgt;
-use kshim::kobject::Attr;
+use kshim::error::Result;
+use kshim::kobject::{Attr, Kobject};
 use std::sync::Arc;
 
 /// A transport driver.
@@ -48,11 +49,11 @@ pub trait TgtTemplate: Send + Sync + 'static {
         false
     }
 
-    /// Attributes of a session in the management tree, besides those that every session has. They hold the session weakly.
-    /// Context: under the configuration lock.
+    /// Shows in a session's directory what only this driver knows of it. Attributes hold the session weakly. Errors: those of
+    /// the kobjects. Context: under the configuration lock.
     #[doc(alias = "sess_attrs")]
-    fn session_attrs(&self, _sess: &Arc<Session>) -> Vec<Attr> {
-        Vec::new()
+    fn show_session(&self, _sess: &Arc<Session>, _dir: &Arc<Kobject>) -> Result {
+        Ok(())
     }
 
     /// A target was enabled or disabled. Context: may sleep.

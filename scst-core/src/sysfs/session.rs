@@ -113,7 +113,7 @@ impl ScstTree {
         dir.add_attrs(owner.counters())?;
         dir.add("latency")?.add_attrs(owner.latencies())?;
         self.link_session_luns(sess)?;
-        dir.add_attrs(sess.tgt().template().session_attrs(sess))
+        sess.tgt().template().show_session(sess, &dir)
     }
 
     /// The link `luns` of a session, to the LUNs of its group; anew when the session has come into another group.
