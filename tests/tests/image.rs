@@ -155,13 +155,37 @@ fn acknowledged_durable_writes_outlive_kill9() {
     if Server::is_external() {
         return;
     }
-    let rounds = env_number("SCST_KILL_ROUNDS", 3);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk.img");
     let blocks = EXTENTS * EXTENT_BLOCKS;
     fs::write(&path, vec![0; (blocks * 512) as usize]).unwrap();
+    outlive_kills(&ServerOptions::file(&path));
+}
+
+#[test]
+fn so_they_do_in_a_qcow2_image() {
+    let Some([qemu, _]) = require(["qemu-img", "tcmu-runner"]) else {
+        return;
+    };
+    if Server::is_external() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.qcow2");
+    let image = path.to_str().unwrap();
+    let size = (EXTENTS * EXTENT_BLOCKS * 512).to_string();
+    run(&qemu, &["create", "-q", "-f", "qcow2", image, &size], LIMIT).success();
+    outlive_kills(&ServerOptions::lun(format!("/dev/tcmur/qcow/{image}")));
+    // 3: only clusters that nobody uses.
+    let code = run(&qemu, &["check", "-f", "qcow2", image], LIMIT).code;
+    assert!(matches!(code, Some(0 | 3)), "qemu-img check: {code:?}");
+}
+
+/// Kills a server that is written to, and starts it again, and looks at what is there.
+fn outlive_kills(options: &ServerOptions) {
+    let rounds = env_number("SCST_KILL_ROUNDS", 3);
     let mut rng = Rng::from_env(21);
-    let mut server = Server::start_own(&ServerOptions::file(&path));
+    let mut server = Server::start_own(options);
     // Generation of each extent: durable for sure, and newest that was sent.
     let mut durable = vec![0u64; EXTENTS as usize];
     let mut sent = durable.clone();

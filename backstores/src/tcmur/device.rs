@@ -21,6 +21,7 @@ use super::abi;
 use super::ffi::handler::{Calls, Handler};
 use super::ffi::mem::{DevMem, Event};
 use super::ffi::table::Table;
+use super::qcow;
 use super::registry;
 use super::request::{End, Job, Owner, Step, What};
 use super::size::Found;
@@ -143,6 +144,9 @@ impl Device {
         // Asynchronous handlers, and those with many threads, know what they do.
         let whole = found.unit.filter(|_| handler.nr_threads == 1);
         registry::wait_until_free(cfgstring)?;
+        if spec.subtype == "qcow" {
+            qcow::mend(&spec.cfg).inspect_err(|e| pr_err!("{path}: {e}"))?;
+        }
         if let Some(reason) = handler.check_config(cfgstring) {
             pr_err!("{path}: {reason}");
             return Err(EINVAL);

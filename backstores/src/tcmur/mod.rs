@@ -31,6 +31,7 @@ mod disk;
 mod ffi;
 #[cfg(test)]
 mod layout_tests;
+mod qcow;
 mod registry;
 mod request;
 mod size;
