@@ -37,6 +37,7 @@ pub mod parking;
 pub mod pres;
 mod reserve;
 pub mod retained;
+pub mod scst_local;
 pub mod sense;
 pub mod session;
 pub mod sgv;

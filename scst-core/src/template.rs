@@ -25,6 +25,11 @@ pub trait TgtTemplate: Send + Sync + 'static {
         0
     }
 
+    /// Both version descriptors as a target tells them: transport protocol, physical transport.
+    fn transport_versions(&self, _tgt: &Tgt) -> (u16, u16) {
+        (self.scsi_transport_version(), self.phys_transport_version())
+    }
+
     /// The TransportID of a session's initiator port (SPC-4 7.6.4). It must be the same whenever that port logs in.
     /// A logical unit of which some session has none does not do persistent reservations. Context: may sleep.
     #[doc(alias = "get_initiator_port_transport_id")]

@@ -62,6 +62,8 @@ fn port_info(cmd: &Cmd) -> PortInfo {
         .device()
         .is_some_and(|d| d.expl_alua.load(Ordering::Relaxed));
     let gone = matches!(port.state, TgState::Unavailable | TgState::Offline);
+    let versions = tgt.template().transport_versions(tgt);
+    let (scsi_transport_version, phys_transport_version) = versions;
     PortInfo {
         tg_id: port.tg_id,
         tpgs: match (port.configured, explicit) {
@@ -71,8 +73,8 @@ fn port_info(cmd: &Cmd) -> PortInfo {
         },
         not_connected: gone,
         rel_tgt_id: tgt.rel_tgt_id.load(Ordering::Relaxed),
-        scsi_transport_version: tgt.template().scsi_transport_version(),
-        phys_transport_version: tgt.template().phys_transport_version(),
+        scsi_transport_version,
+        phys_transport_version,
     }
 }
 
