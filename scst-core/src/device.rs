@@ -132,6 +132,8 @@ pub struct Device {
     pub(crate) reservations: Reservations,
     /// The device's group, if it is in one.
     pub(crate) alua: SpinLock<Option<Arc<DgView>>>,
+    /// Whether a SET TARGET PORT GROUPS to this device is being carried out.
+    pub(crate) stpg_under_way: AtomicBool,
     /// Whether SET TARGET PORT GROUPS is supported (`expl_alua`).
     pub expl_alua: AtomicBool,
     /// Set, under the configuration lock, when the device leaves the configuration.
@@ -178,6 +180,7 @@ impl Device {
             pool_params,
             reservations: Reservations::default(),
             alua: SpinLock::new(None),
+            stpg_under_way: AtomicBool::new(false),
             expl_alua: AtomicBool::new(false),
             unregistered: AtomicBool::new(false),
             mem_lim,

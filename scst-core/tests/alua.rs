@@ -433,3 +433,50 @@ fn an_explicit_change_is_carried_out_by_the_handler() {
     assert!(rig.tur(0).is_good() && rig.tur(1).is_good());
     drop(other);
 }
+
+/// A block or file device that is bound to the state has its backing store open in active states only.
+#[test]
+fn a_bound_device_is_closed_while_it_is_not_active() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    file.as_file().set_len(1 << 20).expect("a size");
+    let path = file.path().to_str().expect("text");
+    let params = [("filename", path), ("bind_alua_state", "1")];
+    let params = VdiskParams::parse(VdiskKind::Fileio, &params).expect("parameters");
+    let disk = Vdisk::new("d0", &params).expect("disk");
+    let mut rig = Rig::new(&[(Arc::clone(&disk), false)]);
+    let core = Arc::clone(rig.core());
+    core.dg_add("dg").expect("new");
+    core.dg_dev_add("dg", "d0").expect("new");
+    core.tg_add("dg", "here").expect("new");
+    core.tg_set_id("dg", "here", 5).expect("set");
+    core.tg_tgt_add("dg", "here", LOCAL).expect("new");
+    let set = |state: TgState| {
+        core.tg_set_state("dg", "here", state).expect("set");
+        disk.is_active()
+    };
+    assert!(!set(TgState::Standby) && !set(TgState::Unavailable));
+    assert!(set(TgState::NonOptimized) && set(TgState::Optimized));
+    assert!(!set(TgState::Offline));
+    assert!(set(TgState::Optimized));
+    while !rig.tur(0).is_good() {}
+    assert!(
+        rig.read(0, &[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], 512)
+            .is_good()
+    );
+    // The command that asks for it does not stand in the way.
+    let dev = core.device("d0").expect("there");
+    dev.expl_alua.store(true, Ordering::Relaxed);
+    let weak = Arc::downgrade(&core);
+    core.set_stpg_handler(Some(Arc::new(move |request: StpgRequest| {
+        let core = weak.upgrade().expect("alive");
+        for g in &request.groups {
+            core.tg_set_state(&g.dg, &g.tg, g.new_state).expect("set");
+        }
+        request.done(0);
+    })));
+    let (cdb, list) = self::set(&[(2, 5)]);
+    assert!(rig.write(0, &cdb, &list).is_good());
+    assert!(!disk.is_active());
+    core.dg_remove("dg").expect("there");
+    assert!(disk.is_active());
+}

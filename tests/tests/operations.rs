@@ -14,6 +14,7 @@ use iscsi_scst::driver::IscsiDriver;
 use kshim::kobject::tree::{EntryKind, Tree, TreeOps};
 use kshim::reactor::{Reactor, ReactorConfig};
 use scst_core::core::{Core, CoreParams};
+use scst_core::scst_local::LocalDriver;
 use scst_core::sysfs::ScstTree;
 
 const OPERATIONS: &str = include_str!("../sysfs/operations.tsv");
@@ -136,6 +137,7 @@ impl Bench {
         let driver = IscsiDriver::new(Arc::clone(&core), vec![reactor.handle()])?;
         driver.set_enabled(false);
         driver.publish(&tree)?;
+        LocalDriver::new(&core).publish(&tree)?;
         Ok(Self {
             view: Tree::new(tree.root()),
             core,

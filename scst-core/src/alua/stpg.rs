@@ -164,6 +164,7 @@ impl Stpg {
             )
         });
         unblock(blocked);
+        self.dev.stpg_under_way.store(false, Ordering::Release);
         let Some(mut cmd) = self.parked.lock().take() else {
             return;
         };
@@ -267,6 +268,7 @@ fn start(
     let sess = cmd.session();
     let port = sess.tgt().rel_tgt_id.load(Ordering::Relaxed);
     dg.stpg_by = Some((port, sess.transport_id().cloned()));
+    dev.stpg_under_way.store(true, Ordering::Release);
     let others = dg.devs.iter().filter(|d| !Arc::ptr_eq(d, dev));
     dg.stpg_blocked = others.cloned().collect();
     let left = u32::try_from(dg.stpg_blocked.len()).unwrap_or(u32::MAX);

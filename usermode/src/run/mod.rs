@@ -23,6 +23,7 @@ use kshim::sync::SpinLock;
 use kshim::sys::signal::Termination;
 use kshim::{fs, host};
 use scst_core::core::{Core, CoreParams};
+use scst_core::scst_local::LocalDriver;
 use scst_core::sysfs::ScstTree;
 
 use crate::cli::RunArgs;
@@ -108,6 +109,7 @@ fn ready(running: &Running) -> Result<()> {
 struct Running {
     core: Arc<Core>,
     driver: Arc<IscsiDriver>,
+    local: Arc<LocalDriver>,
     reactors: Vec<Reactor>,
     tree: Arc<ScstTree>,
     control: Option<ControlServer>,
@@ -136,9 +138,12 @@ impl Running {
         // Until `targets/iscsi/enabled` says otherwise.
         driver.set_enabled(false);
         driver.publish(&tree).context("targets/iscsi")?;
+        let local = LocalDriver::new(&core);
+        local.publish(&tree).context("targets/scst_local")?;
         Ok(Self {
             core,
             driver,
+            local,
             reactors,
             tree,
             control: None,
@@ -200,7 +205,10 @@ impl Running {
             core: &self.core,
             driver: &self.driver,
             reactors: self.reactors,
-            before_core: || self.tree.unpublish(),
+            before_core: || {
+                self.local.stop();
+                self.tree.unpublish();
+            },
         });
         drop(self.tree);
         stopped

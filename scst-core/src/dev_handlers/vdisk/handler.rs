@@ -150,6 +150,42 @@ impl DevHandler for Vdisk {
         }
     }
 
+    /// A device that is bound to the state (`bind_alua_state`) opens its backing store before commands come.
+    #[doc(alias = "vdev_on_alua_state_change_start")]
+    fn on_alua_state_change_start(&self, dev: &Arc<Device>, _old: TgState, new: TgState) {
+        if !self.follows_alua_state() || !new.is_active() || self.is_active() {
+            return;
+        }
+        let before = self.nblocks();
+        if let Err(e) = self.activate() {
+            kshim::pr_err!(
+                "dev {}: Activating after ALUA state change to {} failed: {e}",
+                dev.name(),
+                new.name()
+            );
+        } else if self.nblocks() != before {
+            dev.capacity_data_changed();
+        }
+    }
+
+    /// ... and closes it when no more come and those that are there are over.
+    #[doc(alias = "vdev_on_alua_state_change_finish")]
+    fn on_alua_state_change_finish(&self, dev: &Arc<Device>, _old: TgState, new: TgState) {
+        if self.follows_alua_state() && !new.is_active() && self.is_active() {
+            // The command that asks for the change is alone on its device, and stays there until it is carried out.
+            let alone = dev.stpg_under_way.load(Ordering::Acquire);
+            if !alone {
+                dev.block.block_and_drain();
+            }
+            self.deactivate();
+            if !alone {
+                for cmd in dev.block.unblock() {
+                    let _ = cmd.go_home();
+                }
+            }
+        }
+    }
+
     #[inline]
     fn parse(&self, cmd: &mut Cmd) {
         let Some(info) = cmd.info() else {
@@ -612,6 +648,11 @@ impl Vdisk {
             needs_flush: self.needs_flush(),
             aborted,
         }
+    }
+
+    /// Whether the backing store is open in active states only.
+    fn follows_alua_state(&self) -> bool {
+        matches!(self.kind(), VdiskKind::Fileio | VdiskKind::Blockio) && self.binds_alua_state()
     }
 
     /// Commands that are answered from the device's state.
