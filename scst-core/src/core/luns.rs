@@ -4,7 +4,7 @@
 //! finds it any more, and its nexuses are freed when the last command that had found it is over. Other LUNs go on.
 //!
 //! DIFFERS: SCST waits for that command for as long as it takes, and with it all management. Here, after
-//! five seconds, the LUN counts as removed, and the command frees the nexus when it ends.
+//! one second, the LUN counts as removed, and the command frees the nexus when it ends.
 //!
 //! C source: `scst_acg_add_lun`, `scst_acg_del_lun`, `scst_acg_repl_lun`, `scst_alloc_add_tgt_dev` of `scst/src/scst_lib.c`
 
@@ -26,8 +26,8 @@ use std::sync::atomic::Ordering;
 
 /// How long the removal of a LUN waits for its commands before it looks again for an ACA that holds them.
 const DRAIN_ROUND: Delta = Delta::from_millis(100);
-/// After so many rounds, five seconds, it does not wait any longer.
-const DRAIN_ROUNDS: u32 = 50;
+/// After so many rounds, one second, it does not wait any longer.
+const DRAIN_ROUNDS: u32 = 10;
 
 /// Nexuses with their sessions.
 pub(super) type Nexuses = Vec<(Arc<Session>, Arc<TgtDev>)>;
