@@ -120,7 +120,7 @@ impl Whole {
 mod tests {
     use super::*;
 
-    const CAPACITY: u64 = 10_000 * 512;
+    const CAPACITY: u64 = 10_004 * 512;
 
     #[test]
     fn the_first_write_to_a_cluster_covers_it() {
@@ -152,7 +152,8 @@ mod tests {
         w.wrote(4096, 8192 + 512, CAPACITY);
         assert!(w.plan(4096 + 512, 4096, CAPACITY).unwrap().is_none());
         assert!(w.plan(12288, 512, CAPACITY).unwrap().is_some());
-        assert!(w.plan(0, 4608, CAPACITY).unwrap().is_some());
+        assert!(w.plan(0, 4608, CAPACITY).unwrap().is_none());
+        assert!(w.plan(512, 4096, CAPACITY).unwrap().is_some());
         let start = CAPACITY / 4096 * 4096;
         w.wrote(start, CAPACITY - start, CAPACITY);
         assert!(w.plan(CAPACITY - 512, 512, CAPACITY).unwrap().is_none());
