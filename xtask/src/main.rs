@@ -7,6 +7,7 @@
 
 mod bench;
 mod codegen;
+mod conformance;
 mod lex;
 mod nightly;
 mod sh;
@@ -24,6 +25,7 @@ const USAGE: &str = "usage: cargo xtask <task>
   codegen [--check] make (or compare) the Rust side of backstores/abi/tcmu-runner.h; needs bindgen
   nightly [PART..] second test tier; parts: torn props loom fuzz kill conformance guest-kit guest image
                    (default: all)
+  conformance      all of iscsi-test-cu on each kind of LUN; writes docs/conformance.md
   bench [OPTION..] measure against the floor and peers; `bench --help` tells more";
 
 fn main() -> ExitCode {
@@ -46,6 +48,7 @@ fn run(args: &[String]) -> Result<()> {
         ["codegen"] => codegen::run(codegen::Mode::Write),
         ["codegen", "--check"] => codegen::run(codegen::Mode::Check),
         ["nightly", parts @ ..] => nightly::run(parts),
+        ["conformance"] => conformance::run(),
         ["bench", options @ ..] => bench::run(options),
         [] | ["help" | "-h" | "--help"] => {
             println!("{USAGE}");

@@ -4,7 +4,9 @@
 //! `scst_cm_oper_parameters` of `scst/src/scst_copy_mgr.c`
 
 use super::in_secs;
-use super::params::{CSCD_IDENTIFICATION, MAX_CSCDS, MAX_SEGMENTS, SEGMENT_BLOCK_TO_BLOCK};
+use super::params::{
+    CSCD_IDENTIFICATION, DESCRIPTORS_MAX, MAX_CSCDS, MAX_SEGMENTS, SEGMENT_BLOCK_TO_BLOCK,
+};
 use crate::cmd::Cmd;
 use crate::consts::SamStatus;
 use crate::sense::{self, Sense};
@@ -15,8 +17,6 @@ use std::sync::Arc;
 /// How long the result of a copy is kept.
 #[doc(alias = "SCST_CM_ID_KEEP_TIME")]
 const KEEP_S: i64 = 5;
-/// MAXIMUM DESCRIPTOR LIST LENGTH.
-const MAX_DESCRIPTOR_LIST_LEN: u32 = 0xFFFF;
 /// MAXIMUM SEGMENT LENGTH in bytes.
 const MAX_SEGMENT_LEN: u32 = 256 * 1024 * 1024;
 /// DATA SEGMENT GRANULARITY: log2 of bytes.
@@ -182,7 +182,7 @@ fn operating_parameters() -> Vec<u8> {
     put(&mut data, 3, &[42, 1]); // AVAILABLE DATA; SNLID
     put(&mut data, 8, &n16(MAX_CSCDS));
     put(&mut data, 10, &n16(MAX_SEGMENTS));
-    put(&mut data, 12, &MAX_DESCRIPTOR_LIST_LEN.to_be_bytes());
+    put(&mut data, 12, &u32::from(DESCRIPTORS_MAX).to_be_bytes());
     put(&mut data, 16, &MAX_SEGMENT_LEN.to_be_bytes());
     put(&mut data, 34, &[0xFF, 0xFF, 0xFF, GRANULARITY]); // TOTAL and MAXIMUM CONCURRENT COPIES
     put(

@@ -18,6 +18,8 @@ pub(super) const MAX_SEGMENTS: usize = 143;
 pub(super) const HEADER_LEN: usize = 16;
 const CSCD_LEN: usize = 32;
 const SEGMENT_LEN: usize = 28;
+/// MAXIMUM DESCRIPTOR LIST LENGTH: what both kinds of descriptors may have together.
+pub(super) const DESCRIPTORS_MAX: u16 = 0xFFFF;
 /// What a list can have at most that is looked at.
 pub(super) const LIST_MAX: usize =
     HEADER_LEN + MAX_CSCDS * CSCD_LEN + (MAX_SEGMENTS + 1) * SEGMENT_LEN;
@@ -132,6 +134,10 @@ pub(super) fn parse<T: Devices>(
     let whole = cscd_len
         .saturating_add(segments_len)
         .saturating_add(HEADER_LEN);
+    // DIFFERS: SCST does not look at the sum of both, though it tells a MAXIMUM DESCRIPTOR LIST LENGTH (SPC-4 6.4.3.1).
+    if cscd_len.saturating_add(segments_len) > usize::from(DESCRIPTORS_MAX) {
+        return Err(sense::PARAMETER_LIST_LENGTH_INVALID.into());
+    }
     if whole > len {
         return Err(sense::PARAMETER_LIST_LENGTH_INVALID.into());
     }
@@ -173,10 +179,8 @@ fn cscd<T: Devices>(
     if u8_at(d, 0) != CSCD_IDENTIFICATION {
         return Err(sense::UNSUPPORTED_TGT_DESCR_TYPE.into());
     }
+    // DIFFERS: SCST refuses what is not zero in bits 6 and 7, LU ID TYPE, which initiators of SPC-4 targets need not set.
     let flags = u8_at(d, 1);
-    if flags & 0xC0 != 0 {
-        return Err(invalid(1, Some(6)));
-    }
     if flags & 0x20 != 0 {
         return Ok(None);
     }
@@ -382,7 +386,6 @@ mod tests {
         let dev = |d: Vec<u8>| refusal(&list(&[d], &[]));
         assert_eq!(dev(cscd_of(b'z')), parms(16, None));
         assert_eq!(dev(cscd_of(b'x')), parms(16, None));
-        assert_eq!(dev(with(a(), 1, 0x40)), parms(17, Some(6)));
         assert_eq!(dev(with(a(), 1, 0x05)), parms(17, Some(0)));
         assert_eq!(dev(with(a(), 30, 4)), parms(45, None));
         assert_eq!(dev(with(a(), 7, 21)), parms(16, None));
@@ -400,6 +403,8 @@ mod tests {
             one(with(segment_of(0, 1, 0, 8), 0, 1)),
             sense::UNSUPPORTED_SEG_DESCR_TYPE.into()
         );
+        // LU ID TYPE is looked over.
+        assert!(parse(&list(&[with(a(), 1, 0xC0)], &[]), 48, &Known).is_ok());
         let null = with(a(), 1, 0x20);
         let l = list(&[null], &[segment_of(0, 0, 0, 1)]);
         assert_eq!(refusal(&l), segment(0x0D, 2, 4));
@@ -407,6 +412,8 @@ mod tests {
         assert_eq!(refusal(&l), sense::TOO_MANY_TARGET_DESCRIPTORS.into());
         let l = list(&[a()], &vec![segment_of(0, 0, 0, 0); MAX_SEGMENTS + 1]);
         assert_eq!(refusal(&l), sense::TOO_MANY_SEGMENT_DESCRIPTORS.into());
+        let l = list(&vec![a(); 6], &vec![segment_of(0, 0, 0, 0); 2334]);
+        assert_eq!(refusal(&l), sense::PARAMETER_LIST_LENGTH_INVALID.into());
         let mut l = list(&[a()], &[segment_of(0, 0, 0, 1)]);
         assert_eq!(
             parse(&l, l.len() - 1, &Known),
