@@ -11,7 +11,7 @@
 //! C source: `data_out_start`, `send_r2t` of `iscsi-scst/kernel/iscsi.c`, `cmnd_data_wait_hash` of `conn.c`
 
 use crate::pdu::{Itt, Ttt};
-use crate::sn::R2tSn;
+use crate::sn::{DataSn, R2tSn};
 use scst_core::cmd::Cmd;
 use slab::Slab;
 use std::collections::{HashMap, VecDeque};
@@ -77,6 +77,8 @@ pub(crate) enum DataError {
     Unexpected,
     /// More or less than was asked for: ABORTED COMMAND, 0Ch/0Dh.
     WrongAmount,
+    /// A PDU before it is missing, by its number: ABORTED COMMAND, 47h/05h.
+    OutOfSequence,
 }
 
 /// A stretch of data that the initiator may send now.
@@ -88,6 +90,8 @@ struct Burst {
     got: u32,
     /// What came ahead of its turn: begin and end, in order, not touching each other.
     runs: Vec<(u32, u32)>,
+    /// Number of the next PDU.
+    data_sn: DataSn,
 }
 
 impl Burst {
@@ -97,7 +101,20 @@ impl Burst {
             len,
             got: 0,
             runs: Vec::new(),
+            data_sn: DataSn::default(),
         }
+    }
+
+    /// The PDUs of a burst are numbered from 0 on, in the order in which they are sent, whatever part each has
+    /// (RFC 7143 11.7.4). Without error recovery one that is missing cannot be had again.
+    ///
+    /// DIFFERS: SCST does not look at the numbers.
+    fn number(&mut self, data_sn: DataSn) -> Result<(), DataError> {
+        if data_sn != self.data_sn {
+            return Err(DataError::OutOfSequence);
+        }
+        self.data_sn = data_sn.next();
+        Ok(())
     }
 
     fn end(&self) -> u32 {
@@ -245,6 +262,7 @@ pub(crate) struct DataOut {
     pub(crate) ttt: Option<Ttt>,
     pub(crate) offset: u32,
     pub(crate) len: u32,
+    pub(crate) data_sn: DataSn,
     pub(crate) is_final: bool,
 }
 
@@ -434,7 +452,8 @@ impl<C: Payload> DataWaits<C> {
             return Some(accepted);
         };
         let claimed = match accepted.burst.and_then(|id| wait.burst_mut(id)) {
-            Some(burst) => burst.claim(pdu.offset, pdu.len, in_order),
+            Some(burst) => (burst.number(pdu.data_sn))
+                .and_then(|()| burst.claim(pdu.offset, pdu.len, in_order)),
             // An empty PDU does no harm.
             None if pdu.len == 0 => Ok(()),
             None => Err(DataError::Unexpected),

@@ -21,6 +21,8 @@ fn sense_of(e: DataError) -> Sense {
     match e {
         DataError::Unexpected => UNEXPECTED_UNSOLICITED_DATA,
         DataError::WrongAmount => INCORRECT_AMOUNT_OF_DATA,
+        // As for a PDU that was dropped for its digest (RFC 7143 11.4.7.2).
+        DataError::OutOfSequence => DATA_DIGEST_ERROR,
     }
 }
 
@@ -181,6 +183,7 @@ impl Ffp {
             ttt: hdr.solicited_by(),
             offset: hdr.buffer_offset.get(),
             len: u32_of(len),
+            data_sn: hdr.data_sn.into(),
             is_final: hdr.is_final(),
         };
         let accepted = self.waits.accept(&pdu)?;

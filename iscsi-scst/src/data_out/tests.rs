@@ -80,13 +80,34 @@ fn data(ttt: Option<Ttt>, offset: u32, len: u32, is_final: bool) -> DataOut {
         ttt,
         offset,
         len,
+        data_sn: DataSn(0),
         is_final,
     }
 }
 
+/// The PDU with the number that is expected of it.
+fn numbered(waits: &DataWaits<Fake>, pdu: &DataOut) -> DataOut {
+    let mut pdu = *pdu;
+    if let Some(at) = waits.by_itt.get(&pdu.itt) {
+        let wait = &waits.slab[*at];
+        let key = WaitKey {
+            at: *at,
+            generation: wait.generation,
+        };
+        let burst = match find_burst(wait, key, &pdu) {
+            Some(BurstId::Unsolicited) => wait.unsolicited.as_ref(),
+            Some(BurstId::Solicited(at)) => wait.solicited.iter().find(|b| b.offset == at),
+            None => None,
+        };
+        pdu.data_sn = burst.map_or(DataSn(0), |b| b.data_sn);
+    }
+    pdu
+}
+
 /// Sends one PDU; an error fails the command, as the caller does.
 fn send(waits: &mut DataWaits<Fake>, pdu: &DataOut) -> Step<Fake> {
-    let Some(accepted) = waits.accept(pdu) else {
+    let pdu = numbered(waits, pdu);
+    let Some(accepted) = waits.accept(&pdu) else {
         return Step::Wait;
     };
     if accepted.error.is_some() || waits.pdu_done(&accepted).is_err() {
@@ -417,7 +438,7 @@ proptest! {
         }
         for (itt, ttt, offset, len, is_final) in pdus {
             let ttt = ttts[ttt % ttts.len()];
-            let step = send(&mut waits, &DataOut { itt: Itt(itt), ttt, offset, len, is_final });
+            let step = send(&mut waits, &DataOut { itt: Itt(itt), ttt, offset, len, data_sn: DataSn(0), is_final });
             match step {
                 Step::Complete(c) => { ended += 1; prop_assert!(!c.failed); }
                 Step::Fail(c) => { drop(c); ended += 1; }
@@ -431,5 +452,41 @@ proptest! {
         }
         prop_assert_eq!(waits.take_all().len() as i32, inserted - ended);
         prop_assert_eq!(alive.get(), 0);
+    }
+}
+
+#[test]
+fn pdus_of_a_burst_come_in_the_order_of_their_numbers() {
+    for (numbers, good) in [
+        (&[0, 1, 2][..], true),
+        (&[0, 0, 1], false),
+        (&[1, 2, 3], false),
+        (&[0, 2, 1], false),
+        (&[u32::MAX, 0, 1], false),
+    ] {
+        let (mut waits, alive) = fixture();
+        let key = waits
+            .insert(Fake::new(300, &alive), &new_wait(0, Some(300)))
+            .unwrap();
+        let mut errors = 0;
+        for (n, sn) in (0..).zip(numbers) {
+            let mut pdu = data(None, n * 100, 100, n == 2);
+            pdu.data_sn = DataSn(*sn);
+            let accepted = waits.accept(&pdu).unwrap();
+            if let Some(e) = accepted.error {
+                assert_eq!(e, DataError::OutOfSequence);
+                errors += 1;
+                waits.fail(key, |c| c.failed = true);
+            }
+            let _ = waits.pdu_done(&accepted);
+        }
+        assert_eq!(errors == 0, good, "{numbers:?}");
+        let end = waits.step(key);
+        let as_it_should = match end {
+            Step::Complete(_) => good,
+            Step::Fail(_) => !good,
+            _ => false,
+        };
+        assert!(as_it_should, "{numbers:?}");
     }
 }

@@ -1,6 +1,7 @@
 //! What the connection tests share: a target in this process, and an initiator that sets every byte itself.
 #![allow(dead_code, reason = "each test program uses its part")]
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -240,6 +241,20 @@ pub(crate) struct Reply {
     pub(crate) residual: (u8, u32),
 }
 
+/// The number of the next Data-Out PDU of a burst; the last one ends it.
+fn data_sn(itt: u32, ttt: u32, last: bool) -> u32 {
+    thread_local! {
+        static NEXT: RefCell<HashMap<(u32, u32), u32>> = RefCell::default();
+    }
+    NEXT.with_borrow_mut(|next| {
+        let sn = next.remove(&(itt, ttt)).unwrap_or(0);
+        if !last {
+            next.insert((itt, ttt), sn + 1);
+        }
+        sn
+    })
+}
+
 /// An initiator.
 pub(crate) struct Ini {
     pub(crate) sock: TcpStream,
@@ -430,7 +445,8 @@ impl Ini {
 
     pub(crate) fn data_out(itt: u32, ttt: u32, offset: u32, data: &[u8], last: bool) -> Pdu {
         let mut pdu = Pdu::new(DATA_OUT, if last { F } else { 0 }, itt).data(data);
-        pdu.set(20, ttt).set(40, offset);
+        pdu.set(20, ttt).set(36, data_sn(itt, ttt, last));
+        pdu.set(40, offset);
         pdu
     }
 
