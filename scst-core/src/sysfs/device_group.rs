@@ -32,7 +32,9 @@ fn mgmt(
         if name.is_empty() {
             return Err(code::EINVAL);
         }
-        if action.eq_ignore_ascii_case(add) {
+        // What is created may be added as well; scstadmin does so.
+        let adds = [add, "add"].iter().any(|a| action.eq_ignore_ascii_case(a));
+        if adds {
             on_add(&core, name)
         } else if action.eq_ignore_ascii_case(del) {
             on_del(&core, name)
@@ -271,5 +273,38 @@ impl ScstTree {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::core::{Core, CoreParams};
+    use crate::sysfs::ScstTree;
+    use kshim::error::code;
+    use kshim::kobject::tree::{Tree, TreeOps};
+
+    #[test]
+    fn groups_are_created_and_added() {
+        let core = Core::new(CoreParams::default()).expect("core");
+        let tree = ScstTree::publish(&core).expect("tree");
+        let view = Tree::new(tree.root());
+        let write = |path: &str, value: &str| {
+            let path = format!("device_groups/{path}mgmt");
+            view.write(&path, value.as_bytes())
+        };
+        assert_eq!(write("", "create dg1\n"), Ok(()));
+        assert_eq!(write("", "add dg2"), Ok(()));
+        assert_eq!(write("", "add dg1"), Err(code::EEXIST));
+        assert_eq!(write("dg1/target_groups/", "add tg1"), Ok(()));
+        assert_eq!(write("dg1/target_groups/", "create tg2"), Ok(()));
+        assert_eq!(write("dg1/target_groups/tg1/", "add tgt"), Ok(()));
+        assert_eq!(
+            write("dg1/target_groups/tg1/", "create tgt2"),
+            Err(code::EINVAL)
+        );
+        assert_eq!(write("", "add"), Err(code::EINVAL));
+        assert_eq!(write("", "nonsense dg1"), Err(code::EINVAL));
+        tree.unpublish();
+        core.shutdown();
     }
 }
