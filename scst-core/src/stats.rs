@@ -6,9 +6,8 @@
 
 mod latency;
 
-pub use latency::{
-    LAT_SIZE_CLASSES, LatDirection, LatSizeClass, LatStats, latency_on, measure_latency,
-};
+pub(crate) use latency::measure_latency;
+pub use latency::{LAT_SIZE_CLASSES, LatDirection, LatSizeClass, LatStats, latency_on};
 
 use crate::consts::DataDirection;
 use std::sync::atomic::{AtomicU64, Ordering};

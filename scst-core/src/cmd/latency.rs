@@ -21,6 +21,9 @@ impl Cmd {
     #[doc(alias = "scst_update_latency_stats")]
     #[cold]
     fn sample_latency(&mut self) {
+        if !self.sess.core.measures_latency() {
+            return;
+        }
         let now = Instant::now();
         let Some(since) = self.state_since.replace(now) else {
             return;

@@ -18,7 +18,7 @@ pub const DEF_MAX_TASKLET_CMD: u32 = 10;
 const CLUSTER_NAME_MAX: usize = 64;
 
 /// The values.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Settings {
     #[doc(alias = "scst_setup_id")]
     setup_id: AtomicU32,
@@ -35,6 +35,16 @@ pub(crate) struct Settings {
     cluster_name: SpinLock<String>,
     /// Suspensions that an operator has asked for.
     suspended: AtomicU64,
+    #[doc(alias = "scst_measure_latency")]
+    measure_latency: AtomicBool,
+}
+
+impl Drop for Settings {
+    fn drop(&mut self) {
+        if *self.measure_latency.get_mut() {
+            stats::measure_latency(false);
+        }
+    }
 }
 
 impl Settings {
@@ -42,7 +52,12 @@ impl Settings {
         Self {
             setup_id: AtomicU32::new(setup_id),
             max_tasklet_cmd: AtomicU32::new(DEF_MAX_TASKLET_CMD),
-            ..Self::default()
+            poll_us: AtomicU32::new(0),
+            reactors: SpinLock::default(),
+            async_lun_replace: AtomicBool::new(false),
+            cluster_name: SpinLock::default(),
+            suspended: AtomicU64::new(0),
+            measure_latency: AtomicBool::new(false),
         }
     }
 }
@@ -126,12 +141,17 @@ impl Core {
         self.main_threads.set_max(n);
     }
 
-    /// Measures how long commands are in each state, from now on or no longer; what was measured is forgotten. It
-    /// concerns all cores of the process. Errors: as [`Core::suspend_activity`]. Context: may sleep.
+    /// Whether the core measures how long commands are in each state. Context: any.
+    pub fn measures_latency(&self) -> bool {
+        self.settings.measure_latency.load(Ordering::Relaxed)
+    }
+
+    /// Measures, from now on or no longer; what was measured is forgotten. Errors: as [`Core::suspend_activity`].
+    /// Context: may sleep.
     #[doc(alias = "scst_measure_latency_store")]
     pub fn measure_latency(&self, on: bool) -> Result {
         let _suspended = self.suspend_activity()?;
-        if stats::latency_on() != on {
+        if self.settings.measure_latency.swap(on, Ordering::Relaxed) != on {
             stats::measure_latency(on);
             for tgt in self.targets() {
                 for sess in tgt.sessions() {

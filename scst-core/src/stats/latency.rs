@@ -3,7 +3,7 @@
 use crate::consts::DataDirection;
 use kshim::sync::SpinLock;
 use std::fmt::Write;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Number of size classes: up to 512 bytes, up to 1 KiB, ... up to 512 KiB and everything above.
 #[doc(alias = "SCST_STATS_MAX_LOG2_SZ")]
@@ -19,18 +19,23 @@ const MAX_SAMPLE_NS: u64 = 1_000_000_000;
 /// Times are kept in units of 100 ns, so that the squares of a day's samples fit.
 const UNIT_NS: u64 = 100;
 
-static MEASURE: AtomicBool = AtomicBool::new(false);
+/// Cores that measure.
+static MEASURING: AtomicUsize = AtomicUsize::new(0);
 
-/// Whether latencies are measured now (`measure_latency`): one load, for the hot path.
+/// Whether any core of the process measures latencies now (`measure_latency`): one load, for the hot path.
 #[inline]
 pub fn latency_on() -> bool {
-    MEASURE.load(Ordering::Relaxed)
+    MEASURING.load(Ordering::Relaxed) != 0
 }
 
-/// Switches measuring on or off. The caller discards the tables of the sessions ([`LatStats::discard`]) at either.
+/// One core more, or less, measures. It discards the tables of its sessions ([`LatStats::discard`]) at either.
 #[doc(alias = "scst_measure_latency")]
-pub fn measure_latency(on: bool) {
-    MEASURE.store(on, Ordering::Relaxed);
+pub(crate) fn measure_latency(on: bool) {
+    if on {
+        MEASURING.fetch_add(1, Ordering::Relaxed);
+    } else {
+        MEASURING.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Direction, as far as latency is concerned.

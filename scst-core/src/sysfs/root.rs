@@ -143,7 +143,7 @@ fn switches(core: &Arc<Core>) -> [Attr; 4] {
         rw(
             core,
             "measure_latency",
-            |_| Ok(flag(crate::stats::latency_on(), false)),
+            |c| Ok(flag(c.measures_latency(), false)),
             |c, text| c.measure_latency(parse_i64(text)? != 0),
         ),
         rw(

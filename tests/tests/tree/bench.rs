@@ -1,14 +1,10 @@
-//! Builds the configurations of `tests/sysfs` by writing into the management tree, and compares the whole tree with what kernel
-//! SCST showed (`tests/sysfs/tree.txt`): names, kinds, modes, contents, links.
-//!
-//! `tests/sysfs/known-tree.tsv` says what differs, and why: section, path with `*` for any characters, and the reason.
+//! The tree of a core with the iSCSI driver in this process, and the recorded configurations built in it.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use backstores::ram::{RamConfig, RamDisk};
 use iscsi_scst::driver::IscsiDriver;
 use kshim::kobject::tree::{EntryKind, Tree, TreeOps};
@@ -17,34 +13,15 @@ use scst_core::core::{Core, CoreParams};
 use scst_core::sysfs::ScstTree;
 use scst_initiator::{Command, OpenOptions, Session, scsi};
 
-const TREE: &str = include_str!("../sysfs/tree.txt");
-const KNOWN: &str = include_str!("../sysfs/known-tree.tsv");
-const ROOT: &str = "/sys/kernel/scst_tgt";
+use crate::Listing;
+
 const IQN: &str = "iqn.2026-01.org.example:scst";
-const TARGET: &str = "targets/iscsi/iqn.2026-01.org.example:scst";
+pub(crate) const TARGET: &str = "targets/iscsi/iqn.2026-01.org.example:scst";
 /// Where the record's initiator was.
 const INITIATOR_IP: &str = "10.0.2.2";
-const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 /// The record was made on two CPUs.
 const THREADS: usize = 2;
-
-/// Kind, mode and content by path.
-type Listing = BTreeMap<String, String>;
-
-/// A section of the record.
-fn recorded(section: &str) -> Listing {
-    let head = format!("##### SECTION {section}");
-    let lines = TREE.lines().skip_while(|l| *l != head).skip(1);
-    let lines = lines.take_while(|l| !l.starts_with("##### "));
-    let mut all = Listing::new();
-    for line in lines.filter(|l| l.starts_with(ROOT)) {
-        if let Some((path, rest)) = line.split_once('\t') {
-            let path = path.trim_start_matches(ROOT).trim_start_matches('/');
-            all.insert(path.to_owned(), rest.to_owned());
-        }
-    }
-    all
-}
 
 fn escape(text: &str) -> String {
     text.replace('\\', "\\\\")
@@ -52,20 +29,9 @@ fn escape(text: &str) -> String {
         .replace('\t', "\\t")
 }
 
-/// A path against a pattern with `*`.
-fn matches(pattern: &str, path: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == path,
-        Some((head, tail)) => path.strip_prefix(head).is_some_and(|rest| {
-            let mut ends = (0..=rest.len()).filter(|n| rest.is_char_boundary(*n));
-            ends.any(|n| matches(tail, &rest[n..]))
-        }),
-    }
-}
-
 /// Where the record's files are here.
-struct Places {
-    dir: tempfile::TempDir,
+pub(crate) struct Places {
+    pub(crate) dir: tempfile::TempDir,
     ram: RamDisk,
 }
 
@@ -95,7 +61,7 @@ impl Places {
         ]
     }
 
-    fn ours(&self, text: &str) -> String {
+    pub(crate) fn ours(&self, text: &str) -> String {
         let mut text = text.to_owned();
         for (ours, theirs) in &self.pairs() {
             text = text.replace(theirs, ours);
@@ -103,7 +69,7 @@ impl Places {
         text
     }
 
-    fn theirs(&self, text: &str) -> String {
+    pub(crate) fn theirs(&self, text: &str) -> String {
         let mut text = text.replace("127.0.0.1", INITIATOR_IP);
         for (ours, theirs) in &self.pairs() {
             text = text.replace(ours, theirs);
@@ -112,17 +78,17 @@ impl Places {
     }
 }
 
-struct Bench {
-    core: Arc<Core>,
+pub(crate) struct Bench {
+    pub(crate) core: Arc<Core>,
     tree: Arc<ScstTree>,
-    driver: Arc<IscsiDriver>,
+    pub(crate) driver: Arc<IscsiDriver>,
     reactor: Reactor,
-    view: Tree,
-    places: Places,
+    pub(crate) view: Tree,
+    pub(crate) places: Places,
 }
 
 impl Bench {
-    fn start(name: &str) -> Result<Self> {
+    pub(crate) fn start(name: &str) -> Result<Self> {
         let places = Places::new(name)?;
         let state = places.dir.path().join("scst");
         let core = Core::new(CoreParams {
@@ -146,14 +112,14 @@ impl Bench {
         })
     }
 
-    fn write(&self, path: &str, value: &str) -> Result<()> {
+    pub(crate) fn write(&self, path: &str, value: &str) -> Result<()> {
         let value = self.places.ours(value);
         let done = self.view.write(path, value.as_bytes());
         done.with_context(|| format!("{value:?} to {path}"))
     }
 
     /// `scst.conf`, in the order in which it was applied when the record was made.
-    fn reference(&self) -> Result<()> {
+    pub(crate) fn reference(&self) -> Result<()> {
         let fileio = "handlers/vdisk_fileio/mgmt";
         for (handler, device) in [
             ("handlers/vcdrom/mgmt", "cd5"),
@@ -188,7 +154,7 @@ impl Bench {
     }
 
     /// What `scst-extra.conf` has more, but for the pass-through device and the local targets.
-    fn extra(&self) -> Result<()> {
+    pub(crate) fn extra(&self) -> Result<()> {
         self.write(
             "targets/iscsi/mgmt",
             "add_attribute IncomingUser disc 12charsecret",
@@ -228,7 +194,7 @@ impl Bench {
         Ok(())
     }
 
-    fn login(&self, addr: SocketAddr, name: &str) -> Result<Session> {
+    pub(crate) fn login(&self, addr: SocketAddr, name: &str) -> Result<Session> {
         let options = OpenOptions {
             initiator: format!("iqn.2026-01.org.example:{name}"),
             isid: [0x80, 0x12, 0x34, 0x56, 0, 1],
@@ -247,7 +213,7 @@ impl Bench {
         Ok(session)
     }
 
-    fn listing(&self) -> Result<Listing> {
+    pub(crate) fn listing(&self) -> Result<Listing> {
         let mut all = Listing::new();
         let mut dirs = vec![String::new()];
         while let Some(dir) = dirs.pop() {
@@ -279,7 +245,7 @@ impl Bench {
         Ok(all)
     }
 
-    fn stop(self) -> Result<()> {
+    pub(crate) fn stop(self) -> Result<()> {
         self.driver.stop();
         self.tree.unpublish();
         for target in self.driver.targets() {
@@ -292,82 +258,4 @@ impl Bench {
         self.core.shutdown();
         Ok(())
     }
-}
-
-/// Compares a section; each pattern of the list has to be of use.
-fn compare(section: &str, here: &Listing) -> Result<()> {
-    let kernel = recorded(section);
-    ensure!(!kernel.is_empty(), "no section {section}");
-    let mut patterns: Vec<(&str, bool)> = Vec::new();
-    for line in KNOWN.lines().filter(|l| !l.starts_with('#')) {
-        let (sections, rest) = line.split_once('\t').context("three columns")?;
-        let (pattern, reason) = rest.split_once('\t').context("three columns")?;
-        ensure!(!reason.is_empty(), "{pattern}: why?");
-        if sections.contains(section) {
-            patterns.push((pattern, false));
-        }
-    }
-    let mut wrong = Vec::new();
-    let mut same = 0;
-    for path in kernel
-        .keys()
-        .chain(here.keys().filter(|p| !kernel.contains_key(*p)))
-    {
-        let (want, got) = (kernel.get(path), here.get(path));
-        if want == got {
-            same += 1;
-            continue;
-        }
-        let mut listed = false;
-        for (_, used) in patterns.iter_mut().filter(|(p, _)| matches(p, path)) {
-            (listed, *used) = (true, true);
-        }
-        if !listed {
-            wrong.push(format!("{path}\n     kernel {want:?}\n     here   {got:?}"));
-        }
-    }
-    for (pattern, _) in patterns.iter().filter(|(_, used)| !used) {
-        wrong.push(format!("{pattern}: nothing differs there any more"));
-    }
-    println!(
-        "section {section}: {same} of {} as in the kernel",
-        kernel.len()
-    );
-    ensure!(wrong.is_empty(), "section {section}:\n{}", wrong.join("\n"));
-    Ok(())
-}
-
-#[test]
-fn an_empty_configuration_looks_like_the_kernels() -> Result<()> {
-    let bench = Bench::start("tree-a")?;
-    let here = bench.listing()?;
-    bench.stop()?;
-    compare("A", &here)
-}
-
-#[test]
-fn the_reference_configuration_looks_like_the_kernels() -> Result<()> {
-    let bench = Bench::start("tree-b")?;
-    bench.reference()?;
-    let addr = bench.driver.add_portal("127.0.0.1:0".parse()?)?;
-    let session = bench.login(addr, "init1")?;
-    let here = bench.listing()?;
-    session.close()?;
-    bench.stop()?;
-    compare("B", &here)
-}
-
-#[test]
-fn groups_and_accounts_look_like_the_kernels() -> Result<()> {
-    let bench = Bench::start("tree-c")?;
-    bench.reference()?;
-    let addr = bench.driver.add_portal("127.0.0.1:0".parse()?)?;
-    let first = bench.login(addr, "init1")?;
-    bench.extra()?;
-    let second = bench.login(addr, "init2")?;
-    let here = bench.listing()?;
-    first.close()?;
-    second.close()?;
-    bench.stop()?;
-    compare("C", &here)
 }
