@@ -10,6 +10,7 @@ use iscsi_scst::driver::IscsiDriver;
 use kshim::kobject::tree::{EntryKind, Tree, TreeOps};
 use kshim::reactor::{Reactor, ReactorConfig};
 use scst_core::core::{Core, CoreParams};
+use scst_core::scst_local::LocalDriver;
 use scst_core::sysfs::ScstTree;
 use scst_initiator::{Command, OpenOptions, Session, scsi};
 
@@ -82,6 +83,7 @@ pub(crate) struct Bench {
     pub(crate) core: Arc<Core>,
     tree: Arc<ScstTree>,
     pub(crate) driver: Arc<IscsiDriver>,
+    local: Arc<LocalDriver>,
     reactor: Reactor,
     pub(crate) view: Tree,
     pub(crate) places: Places,
@@ -102,14 +104,24 @@ impl Bench {
         let driver = IscsiDriver::new(Arc::clone(&core), vec![reactor.handle()])?;
         driver.set_enabled(false);
         driver.publish(&tree)?;
-        Ok(Self {
+        let local = LocalDriver::new(&core);
+        local.publish(&tree)?;
+        let bench = Self {
             view: Tree::new(tree.root()),
             core,
             tree,
             driver,
+            local,
             reactor,
             places,
-        })
+        };
+        // The kernel module makes this one by itself.
+        let local = "targets/scst_local/mgmt";
+        bench.write(
+            local,
+            "add_target scst_local_tgt session_name=scst_local_host",
+        )?;
+        Ok(bench)
     }
 
     pub(crate) fn write(&self, path: &str, value: &str) -> Result<()> {
@@ -153,8 +165,10 @@ impl Bench {
         self.write("targets/iscsi/enabled", "1")
     }
 
-    /// What `scst-extra.conf` has more, but for the pass-through device and the local targets.
+    /// What `scst-extra.conf` has more, but for the pass-through device.
     pub(crate) fn extra(&self) -> Result<()> {
+        let local = "targets/scst_local/mgmt";
+        self.write(local, "add_target loc1 session_name=locsess")?;
         self.write(
             "targets/iscsi/mgmt",
             "add_attribute IncomingUser disc 12charsecret",
@@ -247,6 +261,7 @@ impl Bench {
 
     pub(crate) fn stop(self) -> Result<()> {
         self.driver.stop();
+        self.local.stop();
         self.tree.unpublish();
         for target in self.driver.targets() {
             self.core.unregister_target(target.tgt())?;

@@ -185,7 +185,9 @@ fn sessions_count_and_measure() -> Result<()> {
     let text = read(&bench, &latency)?;
     // More than 10 when some had to go to a thread.
     let executed = text.lines().find_map(|l| l.strip_prefix("REAL_EXEC "));
-    let count = executed.and_then(|l| l.split(' ').next()).context("no line")?;
+    let count = executed
+        .and_then(|l| l.split(' ').next())
+        .context("no line")?;
     ensure!(count.parse::<u32>()? >= 10, "{text}");
     ensure!(text.lines().any(|l| l.starts_with("total ")), "{text}");
     bench.write(&latency, "0")?;

@@ -444,6 +444,9 @@ fn backed(o: &Owner, kind: VdiskKind, thin: bool) -> Vec<Attr> {
             },
         ),
         o.wo("resync_size", |e, _| {
+            if !e.disk.is_active() {
+                return Err(code::EMEDIUMTYPE);
+            }
             if e.disk.resync_size()? {
                 e.dev.capacity_data_changed();
             }
