@@ -1,5 +1,6 @@
 //! `scstd run` and its tree: the mount, the control socket, `scstd exec`, as root and as an ordinary user.
 
+mod aptpl;
 mod exec;
 mod scstadmin_suite;
 mod under_load;
