@@ -45,7 +45,7 @@ pub(crate) enum Command {
 /// Arguments of `scstd run`.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// Address to listen on; may be given several times. Port 0 takes a free one [default: 0.0.0.0:3260 and [::]:3260]
+    /// Address to listen on; may be given several times. Port 0 takes a free one [default: port 3260 of every IPv4 and IPv6 address]
     #[arg(long = "portal", value_name = "ADDR:PORT")]
     pub(crate) portals: Vec<String>,
 
