@@ -155,6 +155,12 @@ pub trait DevHandler: Send + Sync + 'static {
         false
     }
 
+    /// Whether the device has T10 protection information; then it is for targets alone that support it. Context: any.
+    #[doc(alias = "dev_dif_mode")]
+    fn has_protection(&self) -> bool {
+        false
+    }
+
     /// Makes the beginning of `len` bytes at byte `pos` of this device the same as what is at byte `src_pos` of another
     /// one (or of the same, where the ranges don't overlap), if it can without moving the data through the
     /// process. Answers how many bytes were done; the core copies the rest. Context: may sleep.

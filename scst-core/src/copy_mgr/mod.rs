@@ -140,6 +140,8 @@ impl CopyManager {
     pub(crate) fn on_dev_register(&self, dev: &Arc<Device>) -> Option<(u64, AcgDev)> {
         if !self.auto_cm_assignment.load(Ordering::Relaxed)
             || !matches!(dev.handler().type_code(), TYPE_DISK | TYPE_ROM)
+            // DIFFERS: SCST copies protection information.
+            || dev.handler().has_protection()
         {
             return None;
         }

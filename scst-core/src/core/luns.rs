@@ -18,6 +18,7 @@ use crate::sense::{self, Sense};
 use crate::session::{LunTable, Session};
 use crate::tgt::Tgt;
 use crate::tgt_dev::TgtDev;
+use kshim::error::code;
 use kshim::pr_info;
 use kshim::sync::rcu;
 use kshim::time::Delta;
@@ -93,6 +94,14 @@ impl Core {
         }
         if dev.unregistered.load(Ordering::Relaxed) {
             return Err(ConfigError::NotFound(dev.name().to_owned()));
+        }
+        if dev.handler().has_protection() {
+            let (tgt, dev) = (tgt.name(), dev.name());
+            let what = format!("Target {tgt} doesn't support T10-PI (device {dev})");
+            return Err(ConfigError::Host {
+                what,
+                source: code::EINVAL,
+            });
         }
         let black_hole = tgt.acg_attrs(acg).black_hole as u8;
         let entry = AcgDev {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::manage::CoreManage;
+use crate::manage::TreeManage;
 use anyhow::{Context as _, Result, ensure};
 use backstores::ram::{RamConfig, RamDisk};
 use iscsi_scst::driver::IscsiDriver;
@@ -38,6 +38,7 @@ impl ReferenceServer {
         let reactor = Reactor::spawn(ReactorConfig::new("reactor0".to_owned()))?;
         let core = Core::new(CoreParams {
             pr_dir: Some(data.path().join("pr")),
+            state_dir: Some(data.path().join("state")),
             ..CoreParams::default()
         })?;
         let tree = ScstTree::publish(&core)?;
@@ -78,13 +79,9 @@ impl ReferenceServer {
     }
 
     /// Management of its target.
-    pub(crate) fn manage(&self) -> Result<CoreManage> {
+    pub(crate) fn manage(&self) -> Result<TreeManage> {
         let tree = Tree::new(self.tree.root());
-        Ok(CoreManage::new(
-            Arc::clone(&self.core),
-            tree,
-            self.data.path(),
-        )?)
+        Ok(TreeManage::new(tree, self.data.path())?)
     }
 
     /// Closes everything, as the server does.

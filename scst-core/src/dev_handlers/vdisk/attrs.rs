@@ -241,7 +241,41 @@ pub(super) fn all(disk: &Vdisk, core: &Arc<Core>, dev: &Arc<Device>) -> Vec<Attr
         kind => attrs.extend(backed(o, kind, disk.features().thin_provisioned)),
     }
     attrs.extend(common(o));
+    if disk.param(|p| p.dif.is_on()) {
+        attrs.extend(dif(o, disk));
+    }
     attrs
+}
+
+/// What a disk with protection information has besides.
+#[doc(alias = "scst_dev_sysfs_dif_create")]
+fn dif(o: &Owner, disk: &Vdisk) -> Vec<Attr> {
+    let mut attrs = vec![
+        o.ro("dif_mode", |d| d.param(|p| p.dif.show_mode())),
+        o.ro("dif_type", |d| d.param(|p| p.dif.show_type())),
+        o.rw(
+            "dif_static_app_tag",
+            |d| d.param(|p| p.dif.show_app_tag()),
+            |e, text| {
+                let tag = first_line(text);
+                let mut set = Ok(());
+                e.disk
+                    .set_param(|p| set = p.dif.set("dif_static_app_tag", tag));
+                set.map_err(|_| code::EINVAL)
+            },
+        ),
+    ];
+    if tags_file(disk).is_some() {
+        attrs.push(o.ro("dif_filename", |d| {
+            let path = tags_file(d).unwrap_or_default();
+            line(path.display(), true)
+        }));
+    }
+    attrs
+}
+
+fn tags_file(disk: &Vdisk) -> Option<std::path::PathBuf> {
+    disk.param(|p| p.dif.tags_file(disk.name(), p.state_dir.as_deref()))
 }
 
 fn identity(o: &Owner) -> Vec<Attr> {

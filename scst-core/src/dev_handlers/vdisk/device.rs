@@ -15,6 +15,7 @@ use super::{BIO_VENDOR, FIO_VENDOR, Identity, ParamError, VdiskKind, VdiskParams
 use crate::cmd::ThreadsPoolType;
 use crate::consts::MAX_NAME;
 use kshim::error::{Error, code};
+use kshim::fs;
 use kshim::sync::rcu::{self, Rcu};
 use kshim::sync::{Mutex, SpinLock};
 use std::path::PathBuf;
@@ -208,6 +209,14 @@ impl Vdisk {
             name: name.to_owned(),
             source,
         })?;
+        let tags = params.dif.tags_file(name, params.state_dir.as_deref());
+        if let Some(path) = tags.filter(|_| params.active) {
+            fs::stat(&path).map_err(|source| VdiskError::Open {
+                name: name.to_owned(),
+                path,
+                source,
+            })?;
+        }
         let backing = Backing::open(name, params)?;
         let vendor = if params.kind == VdiskKind::Blockio {
             BIO_VENDOR

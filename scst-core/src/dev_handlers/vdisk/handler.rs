@@ -276,6 +276,10 @@ impl DevHandler for Vdisk {
         self.read_only
     }
 
+    fn has_protection(&self) -> bool {
+        self.params.lock().dif.is_on()
+    }
+
     fn as_any(&self) -> Option<&dyn Any> {
         Some(self)
     }

@@ -36,6 +36,7 @@ mod cdrom;
 mod control;
 mod device;
 mod devtype;
+mod dif;
 mod direct;
 mod fileio;
 mod format;
@@ -57,6 +58,7 @@ mod unmap;
 
 pub use device::{Features, Limits, Vdisk, VdiskError};
 pub use devtype::{VdiskType, dev_types};
+pub use dif::Dif;
 pub use ident::{BIO_VENDOR, FIO_VENDOR, Identity, IdentityOverrides, REVISION, dev_id_num};
 pub use inquiry::PortInfo;
 pub use mode::{ControlBits, ModeState};

@@ -2,7 +2,7 @@
 //!
 //! C source: `vdev_parse_add_dev_params` of `scst/src/dev_handlers/scst_vdisk.c`
 
-use super::IdentityOverrides;
+use super::{Dif, IdentityOverrides};
 use crate::cmd::ThreadsPoolType;
 use crate::sysfs::text::Lexems;
 use kshim::error::{Error, code};
@@ -215,6 +215,8 @@ pub struct VdiskParams {
     /// Where state is kept over restarts (`/var/lib/scst`), here saved mode pages below `vdev_mode_pages`; `None`: nothing is
     /// saved, and MODE SELECT with SP=1 refused. Not a parameter of `add_device`.
     pub state_dir: Option<PathBuf>,
+    /// Protection information.
+    pub dif: Dif,
     /// Identity other than SCST's defaults.
     pub identity: IdentityOverrides,
 }
@@ -299,6 +301,7 @@ impl VdiskParams {
             read_zero: false,
             opt_trans_len: None,
             state_dir: None,
+            dif: Dif::default(),
             identity: IdentityOverrides::default(),
         }
     }
@@ -394,8 +397,10 @@ impl VdiskParams {
                 n @ (0 | 1) => self.dummy = n == 1,
                 _ => return Err(invalid("must be 0 or 1")),
             },
-            "dif_mode" | "dif_filename" => return Err(ParamError::Unsupported(name.to_owned())),
-            "dif_type" | "dif_static_app_tag" | "cluster_mode" => {
+            "dif_mode" | "dif_filename" | "dif_type" | "dif_static_app_tag" => {
+                self.dif.set(name, value).map_err(invalid)?;
+            }
+            "cluster_mode" => {
                 if flag()? {
                     return Err(ParamError::Unsupported(name.to_owned()));
                 }
@@ -444,6 +449,7 @@ impl VdiskParams {
         if self.o_direct && !self.async_io {
             return Err(ParamError::Conflict("o_direct needs async"));
         }
+        self.dif.validate(self.kind)?;
         if let Some(size) = self.size
             && (size == 0 || size.trailing_zeros() < u32::from(self.block_shift))
         {
@@ -585,7 +591,7 @@ mod tests {
             (
                 Fileio,
                 &[f, ("dif_mode", "tgt")],
-                "parameter dif_mode is not supported",
+                "dif_mode and dif_filename need a dif_type",
             ),
             (
                 Fileio,
