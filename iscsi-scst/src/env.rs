@@ -35,39 +35,16 @@ impl<'a> Env<'a> {
         }
     }
 
-    /// Where the server can be reached from where this initiator is: the portal it came by, then the others of the same
-    /// family, a wildcard portal at each address of the host.
+    /// Where the server can be reached from where this initiator is.
     fn all_portals(&self) -> Vec<SocketAddr> {
-        let mut portals = vec![self.local];
-        let mut add = |portal: SocketAddr| {
-            if !portals.contains(&portal) {
-                portals.push(portal);
-            }
-        };
-        let same_family = |a: &IpAddr| a.is_ipv4() == self.local.is_ipv4();
-        for portal in self.driver.portals() {
-            let ip = portal.ip();
-            if !same_family(&ip) {
-                continue;
-            }
-            if !ip.is_unspecified() {
-                // DIFFERS: SCST never lists the loopback address. Who came by it is on this host.
-                if !is_loopback(&ip) || is_loopback(&self.local.ip()) {
-                    add(portal);
-                }
-                continue;
-            }
-            let addrs = interface_addrs().unwrap_or_else(|e| {
+        let addrs = || {
+            interface_addrs().unwrap_or_else(|e| {
                 pr_err_ratelimited!("The host's addresses cannot be listed: {e}");
                 Vec::new()
-            });
-            for addr in addrs {
-                if same_family(&addr) && !is_loopback(&addr) {
-                    add(SocketAddr::new(addr, portal.port()));
-                }
-            }
-        }
-        portals
+            })
+        };
+        let link_local = self.driver.link_local();
+        portals_for(self.local, &self.driver.portals(), addrs, link_local)
     }
 
     fn is_visible(&self, target: &IscsiTarget, initiator: &str) -> bool {
@@ -145,10 +122,7 @@ impl LoginEnv for Env<'_> {
     }
 
     fn list_targets(&self, name: Option<&str>, initiator: &str) -> Vec<DiscoveredTarget> {
-        let mut all = self.all_portals();
-        if !self.driver.link_local() {
-            all.retain(|p| !is_link_local(&p.ip()));
-        }
+        let all = self.all_portals();
         let targets = self.driver.targets();
         let wanted = targets
             .iter()
@@ -160,5 +134,103 @@ impl LoginEnv for Env<'_> {
                 .collect(),
         };
         wanted.map(list).collect()
+    }
+}
+
+/// What an initiator that came by `local` is told: that portal, then the others of the same family, a wildcard portal at
+/// each address of the host (`addrs`). `link_local`: IPv6 addresses of one link are told.
+#[doc(alias = "target_list_build")]
+fn portals_for(
+    local: SocketAddr,
+    portals: &[SocketAddr],
+    addrs: impl Fn() -> Vec<IpAddr>,
+    link_local: bool,
+) -> Vec<SocketAddr> {
+    let mut told = vec![local];
+    let mut add = |portal: SocketAddr| {
+        if !told.contains(&portal) {
+            told.push(portal);
+        }
+    };
+    let same_family = |a: &IpAddr| a.is_ipv4() == local.is_ipv4();
+    for portal in portals {
+        let ip = portal.ip();
+        if !same_family(&ip) {
+            continue;
+        }
+        if !ip.is_unspecified() {
+            // DIFFERS: SCST never lists the loopback address. Who came by it is on this host.
+            if !is_loopback(&ip) || is_loopback(&local.ip()) {
+                add(*portal);
+            }
+            continue;
+        }
+        for addr in addrs() {
+            if same_family(&addr) && !is_loopback(&addr) {
+                add(SocketAddr::new(addr, portal.port()));
+            }
+        }
+    }
+    if !link_local {
+        told.retain(|p| !is_link_local(&p.ip()));
+    }
+    told
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests may fail loudly")]
+mod tests {
+    use super::*;
+
+    fn told(local: &str, portals: &[&str], link_local: bool) -> Vec<String> {
+        let portals: Vec<SocketAddr> = portals.iter().map(|p| p.parse().unwrap()).collect();
+        let addrs = ["127.0.0.1", "192.0.2.1", "::1", "2001:db8::1", "fe80::1"];
+        let addrs = || addrs.map(|a| a.parse().unwrap()).to_vec();
+        let told = portals_for(local.parse().unwrap(), &portals, addrs, link_local);
+        told.iter().map(SocketAddr::to_string).collect()
+    }
+
+    #[test]
+    fn a_wildcard_is_told_as_the_addresses_of_its_family() {
+        let all = ["0.0.0.0:3260", "[::]:3260"];
+        assert_eq!(told("192.0.2.1:3260", &all, true), ["192.0.2.1:3260"]);
+        assert_eq!(
+            told("[2001:db8::1]:3260", &all, true),
+            ["[2001:db8::1]:3260", "[fe80::1]:3260"]
+        );
+        assert_eq!(
+            told("127.0.0.1:3260", &all, true),
+            ["127.0.0.1:3260", "192.0.2.1:3260"]
+        );
+    }
+
+    #[test]
+    fn link_local_addresses_are_left_out_where_that_is_wanted() {
+        let all = ["[::]:3260", "[fe80::2]:3261"];
+        assert_eq!(
+            told("[2001:db8::1]:3260", &all, false),
+            ["[2001:db8::1]:3260"]
+        );
+        assert_eq!(
+            told("[fe80::1]:3260", &all, false),
+            ["[2001:db8::1]:3260"],
+            "also the one by which it came"
+        );
+        assert_eq!(
+            told("[fe80::1]:3260", &all, true),
+            ["[fe80::1]:3260", "[2001:db8::1]:3260", "[fe80::2]:3261"]
+        );
+        let v4 = ["169.254.1.1:3260"];
+        assert_eq!(told("169.254.1.1:3260", &v4, false), v4, "IPv6 only");
+    }
+
+    #[test]
+    fn loopback_portals_are_for_who_is_there() {
+        let both = ["127.0.0.1:3261", "192.0.2.1:3260"];
+        assert_eq!(told("192.0.2.1:3260", &both, true), ["192.0.2.1:3260"]);
+        assert_eq!(
+            told("127.0.0.1:3261", &both, true),
+            ["127.0.0.1:3261", "192.0.2.1:3260"]
+        );
     }
 }

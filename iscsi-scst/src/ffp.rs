@@ -25,7 +25,7 @@ use crate::tm::TmRequests;
 use crate::tx::{Cmds, TxData, TxPdu, TxQueue, TxResp};
 use kshim::page::RxSlice;
 use scst_core::cmd::{AllData, Cmd, ExecCx, RestartStatus, TgtHost};
-use scst_core::consts::SamStatus;
+use scst_core::consts::{DataDirection, SamStatus};
 use scst_core::sense;
 use scst_core::session::Session;
 use std::sync::Arc;
@@ -517,7 +517,7 @@ impl Ffp {
         hdr.set_data_len(u32::try_from(len).unwrap_or(0));
         let status = status_of.map(|cmd| {
             hdr.flags = flags::FINAL | flags::STATUS;
-            let (flag, count) = residual(cmd);
+            let (flag, count) = residual(cmd.resid().unwrap_or(0));
             hdr.flags |= flag;
             hdr.residual_count = count.into();
             cmd.status() as u8
@@ -529,9 +529,7 @@ impl Ffp {
 
     fn scsi_response(&mut self, itt: Itt, cmd: Box<Cmd>) -> TxResp {
         let mut hdr = ScsiRspHdr::new();
-        let (flag, count) = residual(&cmd);
-        hdr.flags = flags::FINAL | flag;
-        hdr.residual_count = count.into();
+        set_residuals(&mut hdr, &cmd);
         hdr.itt = itt.into();
         hdr.set_response(ScsiResponse::CommandCompleted);
         hdr.status = cmd.status() as u8;
@@ -579,19 +577,38 @@ pub(crate) fn itt_of(cmd: &Cmd) -> Itt {
     Itt(low_u32(cmd.tgt_priv))
 }
 
-/// Residual flag and count of a command (RFC 7143 11.4.5).
+/// Flag and count of a residual (RFC 7143 11.4.5).
 #[inline]
-fn residual(cmd: &Cmd) -> (u8, u32) {
-    match cmd.resid() {
-        None => (0, 0),
-        Some(r) => {
-            let flag = if r > 0 {
-                flags::UNDERFLOW
-            } else {
-                flags::OVERFLOW
-            };
-            (flag, u32::try_from(r.unsigned_abs()).unwrap_or(u32::MAX))
-        }
+fn residual(resid: i64) -> (u8, u32) {
+    let flag = match resid.signum() {
+        1 => flags::UNDERFLOW,
+        -1 => flags::OVERFLOW,
+        _ => 0,
+    };
+    (
+        flag,
+        u32::try_from(resid.unsigned_abs()).unwrap_or(u32::MAX),
+    )
+}
+
+/// The residuals of a response: of a bidirectional command those of both directions.
+#[doc(alias = "iscsi_set_resid")]
+#[inline]
+fn set_residuals(hdr: &mut ScsiRspHdr, cmd: &Cmd) {
+    let resid = cmd.resid().unwrap_or(0);
+    let (flag, count) = residual(resid);
+    hdr.flags = flags::FINAL | flag;
+    hdr.residual_count = count.into();
+    if cmd.expected_data_direction() == DataDirection::Bidi {
+        let (flag, count) = residual(cmd.bidi_out_resid());
+        let read_flag = match resid.signum() {
+            1 => flags::BIDI_UNDERFLOW,
+            -1 => flags::BIDI_OVERFLOW,
+            _ => 0,
+        };
+        hdr.bidi_residual_count = hdr.residual_count;
+        hdr.flags = flags::FINAL | flag | read_flag;
+        hdr.residual_count = count.into();
     }
 }
 

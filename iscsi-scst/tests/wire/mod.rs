@@ -573,6 +573,26 @@ impl Ini {
     }
 }
 
+/// Text of a response: its value of a key.
+pub(crate) fn value_of(pdu: &Pdu, key: &str) -> Option<String> {
+    let text = String::from_utf8_lossy(&pdu.data).into_owned();
+    text.split('\0')
+        .find_map(|pair| pair.strip_prefix(key)?.strip_prefix('=').map(str::to_owned))
+}
+
+pub(crate) fn unhex(text: &str) -> Vec<u8> {
+    let digits = text.trim_start_matches("0x").as_bytes().chunks(2);
+    digits
+        .map(|d| u8::from_str_radix(std::str::from_utf8(d).unwrap(), 16).unwrap())
+        .collect()
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .fold("0x".to_owned(), |text, b| text + &format!("{b:02x}"))
+}
+
 /// A small generator: the tests print their seeds.
 pub(crate) struct Rng(u64);
 

@@ -240,6 +240,19 @@ impl Cmd {
         (self.resid != 0).then_some(self.resid)
     }
 
+    /// As [`Cmd::resid`], of the data-out of a command that the initiator says is bidirectional; `resid` is that of its
+    /// data-in.
+    #[inline]
+    pub fn bidi_out_resid(&self) -> i64 {
+        self.bidi_out_resid
+    }
+
+    /// The direction that the initiator says.
+    #[inline]
+    pub fn expected_data_direction(&self) -> DataDirection {
+        self.expected_data_direction
+    }
+
     /// Whether the command has its result.
     #[inline]
     pub fn is_completed(&self) -> bool {

@@ -46,6 +46,7 @@ impl Cmd {
             write_len: 0,
             resid_possible: false,
             resid: 0,
+            bidi_out_resid: 0,
             status: SamStatus::Good,
             completed: false,
             sense: Vec::new(),
@@ -84,6 +85,7 @@ impl Cmd {
         self.write_len = 0;
         self.resid_possible = false;
         self.resid = 0;
+        self.bidi_out_resid = 0;
         self.status = SamStatus::Good;
         self.completed = false;
         self.marks = CmdMarks::default();

@@ -140,6 +140,8 @@ pub struct Cmd {
     pub(crate) write_len: u32,
     pub(crate) resid_possible: bool,
     pub(crate) resid: i64,
+    /// As `resid`, of the data-out of a bidirectional command.
+    pub(crate) bidi_out_resid: i64,
     pub(crate) status: SamStatus,
     pub(crate) completed: bool,
     /// Sense data; empty when there is none.

@@ -119,7 +119,13 @@ impl Cmd {
         if self.data_direction.has_write() {
             self.write_len = self.bufflen;
             if self.resid_possible {
-                self.write_len = self.write_len.min(self.expected_transfer_len);
+                let bidi = self.expected_data_direction == DataDirection::Bidi;
+                let offered = if bidi {
+                    self.expected_out_transfer_len
+                } else {
+                    self.expected_transfer_len
+                };
+                self.write_len = self.write_len.min(offered);
             }
             // The transport provides the memory of data-out: it has part of it already, or receives into pages
             // that it allocates for what it has granted.

@@ -86,6 +86,10 @@ impl Cmd {
             let resp = self.resp_data_len.unwrap_or(0);
             self.resid = expected.saturating_sub(i64::from(resp));
             self.resp_data_len = Some(resp.min(self.expected_transfer_len));
+            if self.expected_data_direction.has_write() {
+                let expected = i64::from(self.expected_out_transfer_len);
+                self.bidi_out_resid = expected.saturating_sub(i64::from(self.write_len));
+            }
         } else if self.expected_data_direction.has_write() {
             let write_len = i64::from(self.write_len);
             self.resid = if write_len < expected {
