@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::time::Duration;
 
+use kshim::kobject::control::Client;
+use kshim::kobject::tree::TreeOps as _;
+use scst_tests::run_server::{RunOptions, RunServer};
 use scst_tests::scsi::{self, status};
 use scst_tests::session::tmf;
 use scst_tests::tools::{find, missing_in_ci, require, require_qemu_img, run};
-use scst_tests::{Command, Reply, Rng, Server, ServerOptions, Session};
+use scst_tests::{Command, OpenOptions, Reply, Rng, Server, ServerOptions, Session};
 
 const LIMIT: Duration = Duration::from_secs(300);
 const BLOCK: usize = 512;
@@ -624,4 +627,73 @@ fn what_cannot_be_served_is_one_line() {
         .arg("--handler-dir")
         .arg("/no/such/folder");
     fails(&nowhere, "--handler-dir");
+}
+
+// ---- the full server ----
+
+#[test]
+fn management_makes_such_devices() {
+    let (true, Some(qemu)) = (ready(), require_qemu_img()) else {
+        return;
+    };
+    let mut server = RunServer::start(&RunOptions::default());
+    let tree = Client::connect(&server.control()).unwrap();
+    let set = |path: &str, value: &str| {
+        let written = tree.write(path, value.as_bytes());
+        written.unwrap_or_else(|e| panic!("{value:?} to {path}: {e}"));
+    };
+    let get = |path: &str| String::from_utf8(tree.read(path).unwrap()).unwrap();
+    let (image, disk) = (server.dir.join("a.qcow2"), server.dir.join("z.img"));
+    let create = ["create", "-q", "-f", "qcow2", text(&image), "8M"];
+    run(&qemu, &create, LIMIT).success();
+    let iqn = "iqn.2026-01.org.example:tcmur";
+    let filename = format!("/dev/tcmur/qcow/{}", text(&image));
+    let zoned = format!("/dev/tcmur/zbc/zsize-1@{}?size=8M", text(&disk));
+    let (blockio, tcmur) = ("handlers/vdisk_blockio/mgmt", "handlers/tcmur/mgmt");
+    assert!(get(tcmur).contains("filename, read_only"));
+    // Each handler refuses what is the other's.
+    let swapped = [(blockio, &zoned), (tcmur, &filename)];
+    for (mgmt, path) in swapped {
+        let add = format!("add_device no filename={path}");
+        assert!(tree.write(mgmt, add.as_bytes()).is_err(), "{add}");
+    }
+    set(blockio, &format!("add_device q1 filename={filename}"));
+    set(tcmur, &format!("add_device z1 filename={zoned}"));
+    assert_eq!(get("devices/z1/filename"), format!("{zoned}\n[key]\n"));
+    assert_eq!(get("devices/z1/size_mb"), "8\n");
+    assert_eq!(
+        get("devices/q1/filename").trim(),
+        format!("{filename}\n[key]")
+    );
+    set("targets/iscsi/mgmt", &format!("add_target {iqn}"));
+    set(&format!("targets/iscsi/{iqn}/luns/mgmt"), "add q1 0");
+    set(&format!("targets/iscsi/{iqn}/luns/mgmt"), "add z1 1");
+    set(&format!("targets/iscsi/{iqn}/enabled"), "1");
+    set("targets/iscsi/enabled", "1");
+    let mut s = Session::open(server.portal(), &OpenOptions::normal(iqn)).unwrap();
+    s.clear_ua(0).unwrap();
+    s.clear_ua(1).unwrap();
+    s.write_blocks(0, 100, &[3; 64 * BLOCK]).unwrap();
+    let inquiry = scsi_cmd(&mut s, &Command::read(1, scsi::inquiry(36), 36)).good();
+    assert_eq!(inquiry[0], 0x14);
+    s.close().unwrap();
+    // Removed and made again.
+    set(&format!("targets/iscsi/{iqn}/luns/mgmt"), "clear");
+    set(tcmur, "del_device z1");
+    set(blockio, "del_device q1");
+    set(blockio, &format!("add_device q1 filename={filename}"));
+    set(
+        tcmur,
+        &format!("add_device z1 filename={zoned};read_only=1"),
+    );
+    set(&format!("targets/iscsi/{iqn}/luns/mgmt"), "add q1 0");
+    set(&format!("targets/iscsi/{iqn}/luns/mgmt"), "add z1 1");
+    let mut s = Session::open(server.portal(), &OpenOptions::normal(iqn)).unwrap();
+    s.clear_ua(0).unwrap();
+    s.clear_ua(1).unwrap();
+    s.expect_blocks(0, 100, &[3; 64 * BLOCK]);
+    assert_eq!(write(&mut s, 1, 0, 1, 1).sense_code(), (7, 0, 0));
+    s.close().unwrap();
+    assert!(server.stop().success());
+    run(&qemu, &["check", "-f", "qcow2", text(&image)], LIMIT).success();
 }

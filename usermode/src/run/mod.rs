@@ -23,6 +23,7 @@ use kshim::sync::SpinLock;
 use kshim::sys::signal::Termination;
 use kshim::{fs, host};
 use scst_core::core::{Core, CoreParams};
+use scst_core::dev_handlers::tcmur;
 use scst_core::scst_local::LocalDriver;
 use scst_core::sysfs::ScstTree;
 
@@ -133,6 +134,8 @@ impl Running {
         let reactors = server::start_reactors(settings.cpus, settings.poller)?;
         let core = Core::new(params).context("the core's threads cannot be started")?;
         let tree = ScstTree::publish(&core).context("the management tree")?;
+        tree.register_dev_type(tcmur::dev_type())
+            .context("handlers/tcmur")?;
         let handles = reactors.iter().map(Reactor::handle).collect();
         let driver = IscsiDriver::new(Arc::clone(&core), handles)?;
         // Until `targets/iscsi/enabled` says otherwise.

@@ -142,6 +142,10 @@ pub(super) fn parse_pairs(text: &str) -> Result<Vec<(&str, &str)>, ParamError> {
     let mut tokens = Lexems::new(text);
     let mut pairs = Vec::new();
     while let Some(token) = tokens.next_token() {
+        if let Some(path) = path_with_options(token) {
+            pairs.push(("filename", path));
+            continue;
+        }
         let mut words = Lexems::new(token);
         let (name, value) = (words.next_lexem(), words.next_lexem());
         if name.is_empty() || value.is_empty() {
@@ -153,6 +157,16 @@ pub(super) fn parse_pairs(text: &str) -> Result<Vec<(&str, &str)>, ParamError> {
         pairs.push((name, value));
     }
     Ok(pairs)
+}
+
+/// A `filename` below `/dev` with options behind a question mark, as disks of this process have them
+/// (`/dev/tcmur/rbd/pool/image?id=admin`). SCST takes no `=` inside a value.
+fn path_with_options(token: &str) -> Option<&str> {
+    let (name, path) = token.split_once('=')?;
+    let (name, path) = (name.trim(), path.trim());
+    let ours =
+        path.starts_with("/dev/") && path.contains('?') && !path.contains(char::is_whitespace);
+    (name.eq_ignore_ascii_case("filename") && ours).then_some(path)
 }
 
 /// Parameters of a virtual disk. [`VdiskParams::new`] has SCST's defaults.
@@ -514,6 +528,19 @@ mod tests {
             (" 1", None),
         ] {
             assert_eq!(parse_number(s), n, "{s:?}");
+        }
+    }
+
+    #[test]
+    fn paths_of_this_process_may_have_options() {
+        let path = "/dev/tcmur/rbd/p/i?conf=/c&id=me";
+        let text = format!("read_only=1; filename={path} ;");
+        assert_eq!(
+            parse_pairs(&text).unwrap(),
+            [("read_only", "1"), ("filename", path)]
+        );
+        for bad in ["filename=/x=y", "filename=/x?a=b", "usn=/dev/x?a=b"] {
+            assert!(parse_pairs(bad).is_err(), "{bad}");
         }
     }
 

@@ -10,18 +10,27 @@
 //!
 //! C source: `scst_disk.c`, `scst_cdrom.c` of `scst/src/dev_handlers` do the same with the kernel's SCSI devices.
 
+mod devtype;
+
 use crate::cdb::{self, CdbFlags, opcodes as op};
 use crate::cmd::{Cmd, ExecRes};
 use crate::consts::{DataDirection, SamStatus, TYPE_DISK};
+use crate::core::Core;
 use crate::core::cmd_done;
 use crate::dev_type::{DevHandler, ExecContext};
+use crate::device::Device;
 use crate::sense;
+use crate::sysfs::text::{flag, line};
 use kshim::block::{BlkMode, BlockDevice, ScsiDirection, ScsiEndIo, ScsiOutcome, ScsiRequest};
 use kshim::error::{Error, Result, code};
+use kshim::kobject::Attr;
 use kshim::scatterlist::SGTable;
 use kshim::sync::{Completion, SpinLock};
+use std::any::Any;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+
+pub use devtype::dev_type;
 
 /// Statuses of who is to come back.
 const BUSY: u8 = SamStatus::Busy as u8;
@@ -42,6 +51,7 @@ const PAGE_83_LEN: u8 = 252;
 /// A device whose commands are executed elsewhere.
 #[derive(Debug)]
 pub struct Tcmur {
+    me: Weak<Self>,
     bdev: Arc<BlockDevice>,
     name: String,
     /// Peripheral device type of its INQUIRY data.
@@ -76,7 +86,8 @@ impl Tcmur {
         let page = vec![op::INQUIRY, 1, 0x83, 0, PAGE_83_LEN, 0];
         let page_83 = read_wait(&bdev, page, PAGE_83_LEN).unwrap_or_default();
         kshim::pr_info!("Device {name}: type {device_type:#04x}, {}", path.display());
-        Ok(Arc::new(Self {
+        Ok(Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
             bdev,
             name: name.to_owned(),
             device_type,
@@ -134,7 +145,7 @@ fn read_wait(bdev: &BlockDevice, cdb: Vec<u8>, len: u8) -> Result<Vec<u8>> {
 
 /// Hears of the end of a command.
 struct CmdEndIo {
-    bdev: std::sync::Weak<BlockDevice>,
+    bdev: Weak<BlockDevice>,
 }
 
 impl ScsiEndIo for CmdEndIo {
@@ -275,6 +286,30 @@ impl DevHandler for Tcmur {
         req.private = Some(cmd);
         self.bdev.submit_scsi(req);
         ExecRes::Pending
+    }
+
+    fn sysfs_attrs(&self, _core: &Arc<Core>, _dev: &Arc<Device>) -> Vec<Attr> {
+        let ro = |name: &str, show: fn(&Self) -> String| {
+            let me = Weak::clone(&self.me);
+            Attr::ro(name, move || {
+                me.upgrade().map(|me| show(&me)).ok_or(code::ENODEV)
+            })
+        };
+        vec![
+            ro("filename", |d| line(d.bdev.path(), true)),
+            ro("read_only", |d| flag(d.read_only, d.read_only)),
+            ro("blocksize", |d| {
+                line(d.bdev.limits().logical_block_size, false)
+            }),
+            ro("size", |d| line(d.size_bytes(), false)),
+            ro("size_mb", |d| {
+                line(d.size_bytes().checked_shr(20).unwrap_or(0), false)
+            }),
+        ]
+    }
+
+    fn as_any(&self) -> Option<&dyn Any> {
+        Some(self)
     }
 
     fn device_identification(&self) -> Vec<u8> {
