@@ -20,8 +20,22 @@
 
 /* A device; handlers know it by its address only and ask for what they need with tcmu_dev_*(). */
 struct tcmu_device;
-/* What a reconfiguration is about; see enum tcmu_cfg_type. */
-struct tcmulib_cfg_info;
+
+/* What a reconfiguration is about. */
+enum tcmulib_cfg_type {
+	TCMULIB_CFG_DEV_CFGSTR = 0,
+	TCMULIB_CFG_DEV_SIZE = 1,
+	TCMULIB_CFG_WRITE_CACHE = 2,
+};
+
+struct tcmulib_cfg_info {
+	int type;
+	union {
+		uint64_t dev_size;
+		char *dev_cfgstring;
+		bool write_cache;
+	} data;
+};
 
 /* How a command ended, or what became of it. */
 enum tcmu_status {

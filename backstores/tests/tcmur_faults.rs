@@ -110,12 +110,14 @@ struct Counters {
     flushes: u64,
     last_write: u64,
     last_flush: u64,
+    locks: u64,
+    unlocks: u64,
 }
 
 fn counters(bdev: &BlockDevice) -> Counters {
     let (back, status) = bdev.submit_bio_wait(bio(BioOp::Read, COUNTERS_BLOCK, 512));
     assert_eq!(status, Ok(()));
-    let mut bytes = [0; 56];
+    let mut bytes = [0; 72];
     back.sg.copy_to_slice(0, &mut bytes).unwrap();
     let at = |i: usize| u64::from_ne_bytes(bytes[8 * i..8 * i + 8].try_into().unwrap());
     Counters {
@@ -126,6 +128,8 @@ fn counters(bdev: &BlockDevice) -> Counters {
         flushes: at(4),
         last_write: at(5),
         last_flush: at(6),
+        locks: at(7),
+        unlocks: at(8),
     }
 }
 
@@ -313,6 +317,55 @@ fn a_lost_connection_is_opened_again() {
         run(&open("/dev/tcmur/fault/lost?size=1M"), BioOp::Read, 0),
         Ok(())
     );
+}
+
+/// Runs what is told to come back until it is not.
+fn insist(bdev: &BlockDevice, op: BioOp, block: u64) -> Result {
+    loop {
+        match run(bdev, op, block) {
+            Err(code::EAGAIN) => std::thread::yield_now(),
+            end => return end,
+        }
+    }
+}
+
+#[test]
+fn a_shared_device_is_written_under_its_lock() {
+    init();
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mode = BlkMode::READ | BlkMode::WRITE;
+    let no_locks = BlockDevice::open("/dev/tcmur/sample/x?size=1M&lock=on", mode);
+    assert_eq!(no_locks.err(), Some(code::EOPNOTSUPP));
+    let path = "/dev/tcmur/fault/shared?size=1M&lock=on";
+    let bdev = open(path);
+    // Reads need no lock.
+    let start = counters(&bdev);
+    assert_eq!(run(&bdev, BioOp::Flush, 0), Ok(()));
+    assert_eq!(start.locks, 0);
+    // The first write takes it, here with a new connection, as others had fenced this server.
+    assert_eq!(run(&bdev, BioOp::Write, 0), Err(code::EAGAIN));
+    assert_eq!(insist(&bdev, BioOp::Write, 0), Ok(()));
+    let locked = counters(&bdev);
+    assert_eq!((locked.locks, locked.reopens), (2, start.reopens + 1));
+    assert_eq!(run(&bdev, BioOp::Write, 1), Ok(()));
+    // Lost: whether all was written cannot be said any more; reads come back by another connection, without the lock.
+    assert_eq!(run(&bdev, BioOp::Write, FENCED_BLOCK), Err(code::ENOLINK));
+    assert_eq!(run(&bdev, BioOp::Flush, 0), Err(code::ENOLINK));
+    assert_eq!(run(&bdev, BioOp::Read, 0), Err(code::EAGAIN));
+    assert_eq!(insist(&bdev, BioOp::Read, 0), Ok(()));
+    let lost = counters(&bdev);
+    assert_eq!((lost.locks, lost.reopens), (2, locked.reopens + 1));
+    assert_eq!(run(&bdev, BioOp::Write, 0), Err(code::EAGAIN));
+    assert_eq!(insist(&bdev, BioOp::Write, 0), Ok(()));
+    assert_eq!(counters(&bdev).locks, 3);
+    drop(bdev);
+    assert!(tcmur::wait_closed(Delta::from_secs(60)));
+    let bdev = open(path);
+    assert_eq!(counters(&bdev).unlocks, 1, "given back at the close");
+    // Closed while it takes the lock.
+    assert_eq!(run(&bdev, BioOp::Write, 0), Err(code::EAGAIN));
+    drop(bdev);
+    assert!(tcmur::wait_closed(Delta::from_secs(60)));
 }
 
 fn scsi(

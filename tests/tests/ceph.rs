@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Stdio};
 use std::time::{Duration, Instant};
 
+use kshim::kobject::control::Client;
+use kshim::kobject::tree::TreeOps as _;
 use rustix::process::{Pid, Signal, kill_process};
 use scst_tests::rng::Rng;
+use scst_tests::run_server::{RunOptions, RunServer};
 use scst_tests::scsi;
 use scst_tests::tools::{require, run};
-use scst_tests::{Command, Server, ServerOptions, Session};
+use scst_tests::{Command, OpenOptions, Server, ServerOptions, Session};
 
 const LIMIT: Duration = Duration::from_secs(120);
 const IMAGE_MIB: usize = 32;
@@ -276,11 +279,151 @@ fn an_image_is_served_written_and_kept_through_outages() {
         "the snapshot has other data"
     );
 
+    resize(&ceph);
+    take_over(&ceph);
     // What is not there is said at the start.
     let out = run_serve(&ceph.lun("none"));
     assert!(out.contains("cannot be opened"), "{out}");
     let wrong = format!("{}?size=1M", ceph.lun("i"));
     assert!(run_serve(&wrong).contains("cannot be opened"));
+}
+
+const IQN: &str = "iqn.2026-01.org.example:ceph";
+
+/// A server whose LUN 0 is an image, in a target group of this ALUA state.
+struct Served {
+    server: RunServer,
+    tree: Client,
+}
+
+impl Served {
+    fn start(filename: &str, id: u16, state: &str) -> Self {
+        let server = RunServer::start(&RunOptions::default());
+        let tree = Client::connect(&server.control()).unwrap();
+        let me = Self { server, tree };
+        let (group, target) = ("device_groups/g", format!("targets/iscsi/{IQN}"));
+        let add = format!("add_device r1 filename={filename}");
+        me.set("handlers/vdisk_blockio/mgmt", &add);
+        me.set("targets/iscsi/mgmt", &format!("add_target {IQN}"));
+        me.set(&format!("{target}/rel_tgt_id"), &id.to_string());
+        me.set(&format!("{target}/luns/mgmt"), "add r1 0");
+        me.set("device_groups/mgmt", "create g");
+        me.set(&format!("{group}/devices/mgmt"), "add r1");
+        me.set(&format!("{group}/target_groups/mgmt"), "create t");
+        me.set(
+            &format!("{group}/target_groups/t/group_id"),
+            &id.to_string(),
+        );
+        me.set(
+            &format!("{group}/target_groups/t/mgmt"),
+            &format!("add {IQN}"),
+        );
+        me.alua(state);
+        me.set(&format!("{target}/enabled"), "1");
+        me.set("targets/iscsi/enabled", "1");
+        me
+    }
+
+    fn set(&self, path: &str, value: &str) {
+        let written = self.tree.write(path, value.as_bytes());
+        written.unwrap_or_else(|e| panic!("{value:?} to {path}: {e}"));
+    }
+
+    fn alua(&self, state: &str) {
+        self.set("device_groups/g/target_groups/t/state", state);
+    }
+
+    fn session(&self) -> Session {
+        let mut s = Session::open(self.server.portal(), &OpenOptions::normal(IQN)).unwrap();
+        s.wire.timeout = LIMIT;
+        s.clear_ua(0).unwrap();
+        s
+    }
+
+    fn stop(mut self) {
+        assert!(self.server.stop().success());
+    }
+}
+
+/// An image that grows while it is served: initiators are told when management has looked.
+fn resize(ceph: &Ceph) {
+    let filename = format!("/dev/tcmur/rbd/p/i?conf={}", ceph.conf());
+    let path = Served::start(&filename, 1, "active");
+    let mut s = path.session();
+    let mib = IMAGE_MIB as u64;
+    assert_eq!(s.capacity(0).unwrap().0, mib << 11);
+    ceph.rbd(&["resize", "p/i", "--size", &format!("{}M", 2 * mib)]);
+    path.set("devices/r1/resync_size", "1");
+    // By an asynchronous message, as SCST does it.
+    assert_eq!(s.capacity(0).unwrap().0, mib << 12);
+    let end = Instant::now() + LIMIT;
+    while s.asyncs.is_empty() && Instant::now() < end {
+        s.scsi(&Command::new(0, scsi::test_unit_ready())).unwrap();
+    }
+    // Event 0: sense data, after its length.
+    let told = &s.asyncs[0];
+    let sense = scsi::sense_code(&told.data[2..]);
+    assert_eq!(
+        (told.event, sense),
+        (0, (6, 0x2A, 9)),
+        "CAPACITY DATA HAS CHANGED"
+    );
+    let last = (mib << 12) - 8;
+    s.write_blocks(0, last, &[5; 8 * 512]).unwrap();
+    s.expect_blocks(0, last, &[5; 8 * 512]);
+    s.close().unwrap();
+    path.stop();
+}
+
+/// Two servers have an image. The second takes over from one that stands still in the middle of a write, which must not
+/// reach the image any more; then the first takes it back.
+fn take_over(ceph: &Ceph) {
+    const STANDBY: (u8, u8, u8) = (2, 4, 0x0B);
+    ceph.rbd(&["create", "p/shared", "--size", "16M"]);
+    let filename = format!("/dev/tcmur/rbd/p/shared?lock=on&conf={}", ceph.conf());
+    let a = Served::start(&filename, 1, "active");
+    let b = Served::start(&filename, 2, "standby");
+    let (mut sa, mut sb) = (a.session(), b.session());
+    let mut rng = Rng::from_env(4);
+    let mut expected = vec![0; 16 << 20];
+    scribble(&mut sa, 0, &mut rng, &mut expected, 20);
+    let write = |byte: u8| Command::write(0, scsi::write16(64, 64), vec![byte; 64 * 512]);
+    let refused = sb.scsi(&write(1)).unwrap();
+    assert_eq!(refused.sense_code(), STANDBY, "{refused}");
+
+    a.server.signal(Signal::STOP);
+    let old = sa.submit(&write(0xAA)).unwrap();
+    b.alua("active");
+    sb.clear_ua(0).unwrap();
+    // Reads need no lock. The first write takes it, and comes back when it is there.
+    sb.expect_blocks(0, 0, &expected[..1 << 20]);
+    let taking = sb.scsi(&write(0xBB)).unwrap();
+    assert_eq!(taking.status, scsi::status::BUSY, "{taking}");
+    insist(&mut sb, &write(0xBB));
+    expected[64 * 512..128 * 512].fill(0xBB);
+    a.server.signal(Signal::CONT);
+    // Sent again on this path it would take the lock back.
+    let fenced = sa.wait_scsi(old).unwrap();
+    assert_eq!(fenced.status, scsi::status::BUSY, "{fenced}");
+    sb.expect_blocks(0, 64, &[0xBB; 64 * 512]);
+    scribble(&mut sb, 0, &mut rng, &mut expected, 20);
+
+    // Back: what B still sends is refused, what A reads is what B wrote.
+    insist(&mut sa, &write(0xCC));
+    expected[64 * 512..128 * 512].fill(0xCC);
+    let fenced = sb.scsi(&write(0xDD)).unwrap();
+    assert_eq!(fenced.status, scsi::status::BUSY, "{fenced}");
+    sa.expect_blocks(0, 0, &expected[..4 << 20]);
+    scribble(&mut sa, 0, &mut rng, &mut expected, 20);
+    for s in [sa, sb] {
+        s.close().unwrap();
+    }
+    a.stop();
+    b.stop();
+    assert!(
+        ceph.content("shared") == expected,
+        "the image has other data"
+    );
 }
 
 /// The standard error of a server that must not start.

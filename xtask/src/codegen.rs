@@ -37,8 +37,7 @@ pub(crate) enum Mode {
 
 /// Makes or checks the bindings.
 pub(crate) fn run(mode: Mode) -> Result<()> {
-    let types =
-        "tcmu_status|tcmulib_cmd|tcmur_cmd|tcmur_handler|tcmur_device|tcmur_lock_state|iovec";
+    let types = "tcmu_status|tcmulib_cmd|tcmur_cmd|tcmur_handler|tcmur_device|tcmur_lock_state|tcmulib_cfg_type|iovec";
     let made = sh::output(&[
         "bindgen",
         HEADER,

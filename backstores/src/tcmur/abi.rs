@@ -36,10 +36,22 @@ pub struct iovec {
 pub struct tcmu_device {
     _unused: [u8; 0],
 }
+pub const TCMULIB_CFG_DEV_CFGSTR: tcmulib_cfg_type = 0;
+pub const TCMULIB_CFG_DEV_SIZE: tcmulib_cfg_type = 1;
+pub const TCMULIB_CFG_WRITE_CACHE: tcmulib_cfg_type = 2;
+pub type tcmulib_cfg_type = std::ffi::c_uint;
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Copy, Clone)]
 pub struct tcmulib_cfg_info {
-    _unused: [u8; 0],
+    pub type_: std::ffi::c_int,
+    pub data: tcmulib_cfg_info__bindgen_ty_1,
+}
+#[repr(C)]
+#[derive(Copy, Clone)]
+pub union tcmulib_cfg_info__bindgen_ty_1 {
+    pub dev_size: u64,
+    pub dev_cfgstring: *mut std::ffi::c_char,
+    pub write_cache: bool,
 }
 pub const TCMU_STS_ASYNC_HANDLED: tcmu_status = -2;
 pub const TCMU_STS_NOT_HANDLED: tcmu_status = -1;

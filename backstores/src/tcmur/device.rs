@@ -14,16 +14,16 @@ use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use kshim::block::BioOp;
 use kshim::kthread::{self, Kthread, WorkerQueue};
 use kshim::prelude::*;
-use kshim::sync::{CondVar, CondVarTimeoutResult, Mutex, SpinLock};
+use kshim::sync::{Completion, CondVar, CondVarTimeoutResult, Mutex, SpinLock};
 use kshim::time::{Delta, Instant, Timer};
 
 use super::abi;
 use super::ffi::handler::{Calls, Handler};
-use super::ffi::mem::{DevMem, Event};
+use super::ffi::mem::{DevMem, Event, LockState};
 use super::ffi::table::Table;
 use super::qcow;
 use super::registry;
-use super::request::{End, Job, Owner, Step, What};
+use super::request::{End, Job, Need, Owner, Step, What};
 use super::size::Found;
 use super::spec::Spec;
 use super::status;
@@ -86,7 +86,7 @@ impl Props {
 enum State {
     /// Takes requests.
     Open,
-    /// The storage was lost; it is closed and opened again. Requests are told to come back.
+    /// The storage was lost, and is closed and opened again; or the lock is being taken. Requests are told to come back.
     Recovering,
     /// Waits for the last requests.
     Closing,
@@ -100,6 +100,12 @@ struct Life {
     state: State,
     /// Somebody closed it while it was recovering.
     close_wanted: bool,
+    /// Who may write.
+    lock: LockState,
+    /// Another server took the lock, so that what this one still sends is refused until it opens the device again.
+    lock_lost: bool,
+    /// The storage was lost once more.
+    lost_again: bool,
     /// Requests that are in the queue or with the plug-in.
     outstanding: usize,
 }
@@ -115,6 +121,8 @@ pub(super) struct Device {
     /// As far as it is known without the handler.
     pub(super) size: Option<u64>,
     timeout: Option<Delta>,
+    /// Other servers have the device, too.
+    shared: bool,
     /// The handler wants the first write to a cluster to cover it.
     whole: Option<Whole>,
     pub(super) queue: WorkerQueue<Job>,
@@ -143,6 +151,10 @@ impl Device {
         let (size, timeout) = (found.size, spec.timeout);
         // Asynchronous handlers, and those with many threads, know what they do.
         let whole = found.unit.filter(|_| handler.nr_threads == 1);
+        if spec.lock && !handler.calls.contains(Calls::LOCK) {
+            pr_err!("{path}: the handler has no locks, as lock=on wants");
+            return Err(EOPNOTSUPP);
+        }
         registry::wait_until_free(cfgstring)?;
         if spec.subtype == "qcow" {
             qcow::mend(&spec.cfg).inspect_err(|e| pr_err!("{path}: {e}"))?;
@@ -163,6 +175,7 @@ impl Device {
                 cfgstring: cfgstring.to_owned(),
                 size,
                 timeout,
+                shared: spec.lock,
                 whole: whole.and_then(Whole::new),
                 queue: WorkerQueue::new(),
                 table: Table::new(),
@@ -170,6 +183,9 @@ impl Device {
                 life: SpinLock::new(Life {
                     state: State::Closed,
                     close_wanted: false,
+                    lock: LockState::Unlocked,
+                    lock_lost: false,
+                    lost_again: false,
                     outstanding: 0,
                 }),
                 changed: CondVar::new(),
@@ -195,6 +211,7 @@ impl Device {
             return Err(open_error(e));
         }
         dev.life.lock().state = State::Open;
+        dev.mem.set_lock_state(LockState::Unlocked);
         if let Err(e) = dev.start_threads().and_then(|()| dev.check()) {
             dev.close();
             return Err(e);
@@ -249,15 +266,15 @@ impl Device {
         let refused = {
             let mut life = self.life.lock();
             match life.state {
-                State::Open => {
-                    life.outstanding += 1;
-                    None
-                }
-                State::Recovering => Some(EAGAIN),
-                _ => Some(ENODEV),
+                State::Open => self.admit(&mut life, &what),
+                State::Recovering => Some((EAGAIN, None)),
+                _ => Some((ENODEV, None)),
             }
         };
-        if let Some(e) = refused {
+        if let Some((e, wanted)) = refused {
+            if let Some(lock) = wanted {
+                self.renew(Some(lock));
+            }
             return what.finish(End::Failed(e));
         }
         let deadline = self.timeout.map_or(Instant::MAX, |t| Instant::now() + t);
@@ -266,6 +283,26 @@ impl Device {
         if self.timeout.is_some() && !self.timer_armed.swap(true, Ordering::SeqCst) {
             self.timer.mod_timer_after(TICK);
         }
+    }
+
+    /// Counts a request, or says why not, and which lock is to be taken first: the caller does that.
+    ///
+    /// Writes need the lock. After it was lost, reads need another connection to the storage, and a flush cannot say any
+    /// more that what was written before is there.
+    #[doc(alias = "alua_implicit_transition")]
+    fn admit(&self, life: &mut Life, what: &What) -> Option<(Error, Option<LockState>)> {
+        let wanted = match what.needs() {
+            _ if !self.shared => None,
+            Need::Write if life.lock != LockState::Write => Some(LockState::Write),
+            Need::Read if life.lock_lost => Some(LockState::Read),
+            Need::Flush if life.lock_lost => return Some((ENOLINK, None)),
+            _ => None,
+        };
+        match wanted {
+            None => life.outstanding += 1,
+            Some(_) => life.state = State::Recovering,
+        }
+        wanted.map(|lock| (EAGAIN, Some(lock)))
     }
 
     /// Gives a request's next step to the plug-in, or ends it.
@@ -462,6 +499,7 @@ impl Device {
         }
         self.on_thread("tcmur-close", |dev| {
             if dev.drain(CLOSE_LIMIT) {
+                dev.unlock();
                 dev.handler.close(&dev.mem);
                 dev.down();
             } else {
@@ -514,13 +552,32 @@ impl Device {
     #[doc(alias = "tcmu_notify_lock_lost")]
     #[doc(alias = "tcmu_notify_cmd_timed_out")]
     pub(super) fn notify(&self, event: Event) {
+        if event == Event::LockLost && !self.lock_lost() {
+            return;
+        }
         let n = self.mem.count(event);
         pr_err_ratelimited!("{}: {event:?} ({n})", self.path);
         self.report_events();
-        // The lock is the cluster's business: who lost it is fenced, and his commands fail with that.
         if event != Event::LockLost {
             self.recover();
         }
+    }
+
+    /// Who lost the lock is fenced by the cluster: his commands fail until he opens the device again. `false`: that is old
+    /// news, as the lock is just being taken.
+    fn lock_lost(&self) -> bool {
+        let mut life = self.life.lock();
+        if life.lock == LockState::Locking {
+            return false;
+        }
+        life.lock_lost = true;
+        self.set_lock(&mut life, LockState::Unlocked);
+        true
+    }
+
+    fn set_lock(&self, life: &mut Life, to: LockState) {
+        life.lock = to;
+        self.mem.set_lock_state(to);
     }
 
     /// Lets the handler tell the cluster what was counted, after a moment.
@@ -545,38 +602,118 @@ impl Device {
     fn recover(&self) {
         {
             let mut life = self.life.lock();
+            life.lost_again = true;
             if life.state != State::Open {
                 return;
             }
             life.state = State::Recovering;
         }
-        self.on_thread("tcmur-reopen", |dev| {
+        self.renew(None);
+    }
+
+    /// For a device that is `Recovering`: closes it and opens it again where that is needed, and takes a lock.
+    fn renew(&self, lock: Option<LockState>) {
+        self.on_thread("tcmur-reopen", move |dev| {
             while !dev.drain(CLOSE_LIMIT) {
-                pr_err!(
-                    "{}: waiting for commands before it is opened again",
-                    dev.path
-                );
+                pr_err!("{}: waiting for commands before it is opened", dev.path);
             }
-            dev.handler.close(&dev.mem);
-            loop {
-                if dev.life.lock().close_wanted {
-                    return dev.down();
-                }
-                if dev.handler.open(&dev.mem, true).is_ok() {
-                    break;
-                }
-                kshim::time::delay::fsleep(REOPEN_PAUSE);
+            if (lock.is_none() || dev.life.lock().lock_lost) && !dev.reopen() {
+                return dev.down();
             }
-            pr_notice!("{}: opened again", dev.path);
-            let close = {
+            if lock == Some(LockState::Write) && !dev.take_lock() {
+                return dev.down();
+            }
+            let (lost, close) = {
                 let mut life = dev.life.lock();
                 life.state = State::Open;
-                life.close_wanted
+                (life.lost_again, life.close_wanted)
             };
             if close {
                 dev.close();
+            } else if lost {
+                dev.recover();
             }
         });
+    }
+
+    /// Closes the device and opens it again, until that works. `false`: somebody wants it closed; it is.
+    #[doc(alias = "tcmu_reopen_dev")]
+    fn reopen(&self) -> bool {
+        self.handler.close(&self.mem);
+        loop {
+            {
+                let mut life = self.life.lock();
+                if life.close_wanted {
+                    return false;
+                }
+                life.lost_again = false;
+                life.lock_lost = false;
+                self.set_lock(&mut life, LockState::Unlocked);
+            }
+            if self.handler.open(&self.mem, true).is_ok() {
+                pr_notice!("{}: opened again", self.path);
+                return true;
+            }
+            kshim::time::delay::fsleep(REOPEN_PAUSE);
+        }
+    }
+
+    /// Takes the lock from whoever has it. `false`: somebody wants the device closed; it is.
+    #[doc(alias = "tcmu_acquire_dev_lock")]
+    fn take_lock(&self) -> bool {
+        let take = || {
+            self.set_lock(&mut self.life.lock(), LockState::Locking);
+            self.handler.lock(&self.mem)
+        };
+        let mut said = take();
+        if matches!(said, abi::TCMU_STS_FENCED | abi::TCMU_STS_TIMEOUT) {
+            if !self.reopen() {
+                return false;
+            }
+            said = take();
+        }
+        let got = said == abi::TCMU_STS_OK && self.handler.has_lock(&self.mem);
+        let state = if got {
+            pr_notice!("{}: has the lock", self.path);
+            LockState::Write
+        } else {
+            pr_warn_ratelimited!("{}: cannot have the lock ({said})", self.path);
+            LockState::Unlocked
+        };
+        self.set_lock(&mut self.life.lock(), state);
+        true
+    }
+
+    /// Before the handler closes it.
+    #[doc(alias = "tcmu_release_dev_lock")]
+    fn unlock(&self) {
+        if self.life.lock().lock == LockState::Write {
+            let said = self.handler.unlock(&self.mem);
+            if said != abi::TCMU_STS_OK {
+                pr_warn!("{}: the lock was not given back ({said})", self.path);
+            }
+        }
+    }
+
+    /// What is behind the device has another size now: asks the handler, and takes it.
+    ///
+    /// Context: may sleep. Errors: `EINVAL`: the handler does not agree, or it is no number of blocks.
+    pub(super) fn resize(&self, bytes: u64) -> Result {
+        if bytes == self.capacity() {
+            return Ok(());
+        }
+        if let Err(e) = self.handler.resize(&self.mem, bytes) {
+            pr_err!(
+                "{}: the handler does not take {bytes} bytes: {e}",
+                self.path
+            );
+            return Err(EINVAL);
+        }
+        // librbd knows the new end of an image only after a request before the old one.
+        let looked = Arc::new(Completion::new());
+        self.submit(What::Look(Arc::clone(&looked)));
+        looked.wait_for_completion();
+        self.update_size(bytes)
     }
 
     /// The device has another size now. Context: any. Errors: `EINVAL`: not a number of blocks.

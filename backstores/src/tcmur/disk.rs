@@ -131,6 +131,18 @@ impl BlockOps for Disk {
         self.dev().map_or(0, |dev| dev.capacity())
     }
 
+    /// Only RADOS block devices change while they are open; a handler may tell of a change by itself, too.
+    fn revalidate(&self) -> Result<u64> {
+        let dev = self.dev().ok_or(ENODEV)?;
+        if self.spec.subtype == "rbd"
+            && self.spec.size.is_none()
+            && let Some(bytes) = size::find(&self.spec)?.size
+        {
+            dev.resize(bytes)?;
+        }
+        Ok(dev.capacity())
+    }
+
     fn open(&self, mode: BlkMode) -> Result {
         let _gate = self.gate.lock();
         let dev = match self.dev() {

@@ -4,7 +4,9 @@
 use std::mem::{offset_of, size_of};
 use std::process::Command;
 
-use super::abi::{tcmu_list_node, tcmulib_cmd, tcmur_cmd, tcmur_device, tcmur_handler};
+use super::abi::{
+    tcmu_list_node, tcmulib_cfg_info, tcmulib_cmd, tcmur_cmd, tcmur_device, tcmur_handler,
+};
 
 /// What Rust says: a C expression and its value.
 fn rust_says() -> Vec<(String, usize)> {
@@ -19,6 +21,7 @@ fn rust_says() -> Vec<(String, usize)> {
         };
     }
     layout!(tcmu_list_node: next prev);
+    layout!(tcmulib_cfg_info: data);
     layout!(tcmulib_cmd: cmd_id cdb iovec iov_cnt sense_buf hm_private);
     layout!(tcmur_cmd: lib_cmd iovec iov_cnt iov_base_copy cmd_state requested cmds_list_entry start_time timed_out done);
     layout!(tcmur_handler: name subtype cfg_desc opaque check_config reconfig open close nr_threads handle_cmd read

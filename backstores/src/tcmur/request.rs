@@ -5,6 +5,7 @@ use std::ffi::c_int;
 use kshim::block::{Bio, BioOp, ReqFlags, ScsiDirection, ScsiOutcome, SubmittedBio, SubmittedScsi};
 use kshim::prelude::*;
 use kshim::scatterlist::SGTable;
+use kshim::sync::Completion;
 use kshim::time::Instant;
 
 use super::cdb::{self, Media};
@@ -31,8 +32,21 @@ pub(super) enum What {
     Bio(SubmittedBio),
     /// A whole command.
     Scsi(SubmittedScsi),
+    /// That the handler looks at its storage: the first block is read, whatever comes of it.
+    Look(Arc<Completion>),
     /// Nobody waits any more.
     Nobody,
+}
+
+/// What a request does with the storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    /// Nothing that others could notice.
+    Read,
+    /// Changes it.
+    Write,
+    /// Asks whether changes are durable.
+    Flush,
 }
 
 /// How a request ends.
@@ -179,6 +193,7 @@ impl Job {
                 prepare_bio(bio, mem, id, block).map_err(End::Failed)
             }
             (Step::Main, What::Scsi(cmd), _) => prepare_scsi(cmd, mem, id, block),
+            (Step::Main, What::Look(_), _) => prepare_look(mem, id, block).map_err(End::Failed),
             (Step::Main, What::Nobody, _) | (Step::Fill(_), _, None) => Err(End::Failed(ECANCELED)),
         }
     }
@@ -187,6 +202,16 @@ impl Job {
 type Prepared = (Call, Option<SGTable>);
 
 impl What {
+    /// What it does with the storage.
+    pub(super) fn needs(&self) -> Need {
+        match self {
+            What::Bio(bio) if bio.op == BioOp::Flush => Need::Flush,
+            What::Bio(bio) if bio.op.is_write() => Need::Write,
+            What::Scsi(cmd) if matches!(cdb::media(&cmd.cdb), Some(Media::Write(_))) => Need::Write,
+            _ => Need::Read,
+        }
+    }
+
     /// Takes it, so that nobody waits.
     pub(super) fn take(&mut self) -> What {
         std::mem::replace(self, What::Nobody)
@@ -222,7 +247,7 @@ impl What {
                 put_back(&mut cmd.sg, data, orig, 0, moved, good && reads);
                 if reads { resid } else { 0 }
             }
-            What::Nobody => 0,
+            What::Look(_) | What::Nobody => 0,
         }
     }
 
@@ -263,6 +288,7 @@ impl What {
                     End::Sense(key, asc_ascq) => status::sense(key, asc_ascq),
                 });
             }
+            What::Look(done) => done.complete_all(),
             What::Nobody => {}
         }
     }
@@ -320,6 +346,15 @@ fn prepare_patched(
     mem.load(buf, 0, len, Access::Read, UNIT)
         .map_err(|(_, e)| e)?;
     Ok((Call::Write { off, len }, Some(std::mem::take(&mut bio.sg))))
+}
+
+fn prepare_look(mem: &mut CmdMem, id: u16, block: u32) -> Result<Prepared> {
+    let len = block as usize;
+    mem.prepare(id, &medium_cdb(0x88, 0, len, block));
+    let sg = SGTable::alloc_zeroed(len)?;
+    mem.load(sg, 0, len, Access::Write, UNIT)
+        .map_err(|(_, e)| e)?;
+    Ok((Call::Read { off: 0, len }, None))
 }
 
 fn prepare_bio(bio: &mut Bio, mem: &mut CmdMem, id: u16, block: u32) -> Result<Prepared> {

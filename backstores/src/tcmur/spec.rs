@@ -26,6 +26,8 @@ pub(super) struct Spec {
     pub(super) size: Option<u64>,
     /// `timeout=`; `None`: never.
     pub(super) timeout: Option<Delta>,
+    /// `lock=on`: other servers have the same device, and one at a time writes.
+    pub(super) lock: bool,
 }
 
 /// Bytes, with K, M, G or T for powers of 1024.
@@ -62,6 +64,7 @@ impl Spec {
             cfg: rest.to_owned(),
             size: None,
             timeout: Some(DEFAULT_TIMEOUT),
+            lock: false,
         };
         // A question mark may be part of a file's name: options look like options.
         if let Some((cfg, options)) = rest.rsplit_once('?')
@@ -70,7 +73,9 @@ impl Spec {
             spec.cfg = cfg.to_owned();
             for option in options.split('&') {
                 spec.option(option).inspect_err(|_| {
-                    pr_err!("{path}: {option:?} is none of size=BYTES, timeout=SECONDS");
+                    pr_err!(
+                        "{path}: {option:?} is no option, as size=BYTES, timeout=SECONDS, lock=on"
+                    );
                 })?;
             }
         }
@@ -86,6 +91,13 @@ impl Spec {
                     return Err(EINVAL);
                 }
                 self.timeout = (secs > 0).then(|| Delta::from_secs(secs));
+            }
+            ("lock", "on") => self.lock = true,
+            ("lock", "off") => self.lock = false,
+            // The handler's own are set off by semicolons, which have another meaning for management.
+            ("id" | "conf" | "osd_op_timeout", _) if self.subtype == "rbd" => {
+                self.cfg.push(';');
+                self.cfg.push_str(option);
             }
             _ => return Err(EINVAL),
         }
@@ -114,6 +126,10 @@ mod tests {
         let s = Spec::parse("/dev/tcmur/rbd/pool/image;id=a?size=2G&timeout=0").unwrap();
         assert_eq!(s.cfg, "pool/image;id=a");
         assert_eq!((s.size, s.timeout), (Some(2 << 30), None));
+        let s = Spec::parse("/dev/tcmur/rbd/pool/image?conf=/c&timeout=9&id=me").unwrap();
+        assert_eq!(s.cfgstring(), "rbd/pool/image;conf=/c;id=me");
+        let s = Spec::parse("/dev/tcmur/rbd/pool/image?lock=on").unwrap();
+        assert!(s.lock && s.cfgstring() == "rbd/pool/image");
         let s = Spec::parse("/dev/tcmur/qcow//what?").unwrap();
         assert_eq!(s.cfg, "/what?");
     }
@@ -132,6 +148,8 @@ mod tests {
             "/dev/tcmur/qcow//x?size=99999999T",
             "/dev/tcmur/qcow//x?sise=1",
             "/dev/tcmur/qcow//x?timeout=1e3",
+            "/dev/tcmur/qcow//x?id=me",
+            "/dev/tcmur/rbd/p/i?lock=1",
         ] {
             assert_eq!(Spec::parse(path), Err(EINVAL), "{path}");
         }

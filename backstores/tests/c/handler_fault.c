@@ -25,7 +25,7 @@ enum {
 	LOST_BLOCK = 80,	/* the connection is lost */
 	HANG_BLOCK = 88,	/* the call does not return for HANG_MS */
 	STRAY_BLOCK = 96,	/* a device and a command are named that are not there */
-	COUNTERS_BLOCK = 104,	/* reads as: opens, reopens, closes, writes, flushes, order of the last flush and write */
+	COUNTERS_BLOCK = 104,	/* reads as: struct counters */
 };
 
 #define SLOW_MS 300
@@ -37,8 +37,9 @@ struct disk {
 	uint64_t size;
 };
 
-static struct {
-	uint64_t opens, reopens, closes, writes, flushes, last_write, last_flush;
+/* The last write and flush: in which order they came. */
+static struct counters {
+	uint64_t opens, reopens, closes, writes, flushes, last_write, last_flush, locks, unlocks;
 } counters;
 static uint64_t now;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -202,6 +203,29 @@ static int fault_flush(struct tcmu_device *dev, struct tcmur_cmd *cmd)
 	return TCMU_STS_OK;
 }
 
+/* The first time this server is fenced, until it opens the device again. */
+static int fault_lock(struct tcmu_device *dev, uint16_t tag)
+{
+	(void)tag;
+	counters.locks++;
+	/* News of before. */
+	tcmu_notify_lock_lost(dev);
+	return counters.locks == 1 ? TCMU_STS_FENCED : TCMU_STS_OK;
+}
+
+static int fault_unlock(struct tcmu_device *dev)
+{
+	(void)dev;
+	counters.unlocks++;
+	return TCMU_STS_OK;
+}
+
+static int fault_get_lock_state(struct tcmu_device *dev)
+{
+	(void)dev;
+	return TCMUR_DEV_LOCK_WRITE_LOCKED;
+}
+
 /* Vendor-specific codes in the group of 6-byte CDBs. */
 static int fault_cmd(struct tcmu_device *dev, struct tcmur_cmd *cmd)
 {
@@ -249,6 +273,9 @@ static struct tcmur_handler handler = {
 	.write = fault_write,
 	.flush = fault_flush,
 	.handle_cmd = fault_cmd,
+	.lock = fault_lock,
+	.unlock = fault_unlock,
+	.get_lock_state = fault_get_lock_state,
 	.nr_threads = 0,
 };
 

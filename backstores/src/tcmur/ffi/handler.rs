@@ -11,6 +11,8 @@ use crate::tcmur::abi;
 
 /// Longest name, subtype or description that is looked at.
 const MAX_TEXT: usize = 4096;
+/// `TCMU_INVALID_LOCK_TAG`: with implicit failover locks have none.
+const NO_TAG: u16 = u16::MAX;
 /// Most threads that a handler can ask for.
 const MAX_THREADS: usize = 64;
 
@@ -34,6 +36,8 @@ bitflags::bitflags! {
         const HANDLE_CMD = 1 << 6;
         /// `report_event`
         const REPORT_EVENT = 1 << 7;
+        /// `lock`
+        const LOCK = 1 << 8;
     }
 }
 
@@ -130,6 +134,7 @@ impl Handler {
         calls.set(Calls::CAW, h.caw.is_some());
         calls.set(Calls::HANDLE_CMD, h.handle_cmd.is_some());
         calls.set(Calls::REPORT_EVENT, h.report_event.is_some());
+        calls.set(Calls::LOCK, h.lock.is_some());
         if !calls.intersects(Calls::READ | Calls::HANDLE_CMD) {
             return Err("can neither read nor take commands");
         }
@@ -197,6 +202,44 @@ impl Handler {
             // SAFETY: as in `open`; it was opened, and no command is in flight.
             unsafe { close(dev.dev()) };
         }
+    }
+
+    /// Tells the handler that its device is to have another size. Returns whether it agrees; a handler that is not interested
+    /// does. Context: may sleep.
+    pub(in crate::tcmur) fn resize(&self, dev: &DevMem, bytes: u64) -> Result<(), c_int> {
+        let Some(reconfig) = self.table().reconfig else {
+            return Ok(());
+        };
+        let mut info = abi::tcmulib_cfg_info {
+            type_: abi::TCMULIB_CFG_DEV_SIZE as c_int,
+            data: abi::tcmulib_cfg_info__bindgen_ty_1 { dev_size: bytes },
+        };
+        // SAFETY: as in `open`; the handler looks at the structure during the call only.
+        match unsafe { reconfig(dev.dev(), &raw mut info) } {
+            0 => Ok(()),
+            e => Err(e),
+        }
+    }
+
+    /// Takes the lock that servers share, from whoever has it. Returns a status. Context: may sleep, for long.
+    pub(in crate::tcmur) fn lock(&self, dev: &DevMem) -> c_int {
+        // SAFETY: as in `open`; it is open, and no command is in flight.
+        let said = self.table().lock.map(|f| unsafe { f(dev.dev(), NO_TAG) });
+        said.unwrap_or(abi::TCMU_STS_NOT_HANDLED)
+    }
+
+    /// Gives the lock back. Returns a status. Context: may sleep, for long.
+    pub(in crate::tcmur) fn unlock(&self, dev: &DevMem) -> c_int {
+        // SAFETY: as in `lock`.
+        let said = self.table().unlock.map(|f| unsafe { f(dev.dev()) });
+        said.unwrap_or(abi::TCMU_STS_OK)
+    }
+
+    /// Whether the handler says that it has the lock; one that cannot tell has it. Context: may sleep.
+    pub(in crate::tcmur) fn has_lock(&self, dev: &DevMem) -> bool {
+        // SAFETY: as in `lock`.
+        let state = self.table().get_lock_state.map(|f| unsafe { f(dev.dev()) });
+        state.is_none_or(|s| s == abi::TCMUR_DEV_LOCK_WRITE_LOCKED as c_int)
     }
 
     /// Tells that the event counters have changed. Context: may sleep.

@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString, c_void};
 use std::ptr::{NonNull, addr_of_mut, null_mut};
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering};
 
 use kshim::page::PAGE_SIZE;
 use kshim::prelude::*;
@@ -108,6 +108,35 @@ impl DevMem {
         };
         // SAFETY: as in `hm_private`.
         unsafe { AtomicU64::from_ptr(field) }.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// Who may write, where several servers share a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::tcmur) enum LockState {
+    /// Others.
+    Unlocked,
+    /// Nobody asked for the lock yet; reads do not need it.
+    Read,
+    /// This server is taking the lock.
+    Locking,
+    /// This server.
+    Write,
+}
+
+impl DevMem {
+    /// Puts the state of the lock where plug-ins look for it. Context: any.
+    pub(in crate::tcmur) fn set_lock_state(&self, state: LockState) {
+        let n = match state {
+            LockState::Unlocked => abi::TCMUR_DEV_LOCK_UNLOCKED,
+            LockState::Read => abi::TCMUR_DEV_LOCK_READ_LOCKED,
+            LockState::Locking => abi::TCMUR_DEV_LOCK_WRITE_LOCKING,
+            LockState::Write => abi::TCMUR_DEV_LOCK_WRITE_LOCKED,
+        };
+        let n = u8::try_from(n).unwrap_or(0);
+        // SAFETY: the address of a field inside the live allocation, accessed through atomics by us.
+        unsafe { AtomicU8::from_ptr(addr_of_mut!((*self.rdev.as_ptr()).lock_state)) }
+            .store(n, Ordering::Relaxed);
     }
 }
 
@@ -387,5 +416,7 @@ mod tests {
         };
         assert_eq!((at(0x30), at(0x38), at(0x40)), (1, 2, 1));
         assert_eq!(at(0), mem.addr() as u64);
+        mem.set_lock_state(LockState::Write);
+        assert_eq!(at(0x50) >> 8 & 0xFF, 5);
     }
 }
