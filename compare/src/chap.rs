@@ -5,7 +5,6 @@ use scst_initiator::session::{Login, LoginReply, TRANSIT, stage};
 use scst_initiator::{LoginError, OpenOptions, Session};
 use std::net::SocketAddr;
 
-use crate::json::{from_hex, to_hex};
 use crate::transcript::Open;
 
 /// Identifier and challenge that we send for mutual authentication.
@@ -36,9 +35,9 @@ pub(crate) fn open(
     let (Some(id), Some(challenge)) = (id, challenge) else {
         return Err(LoginError::Protocol("no challenge".into()));
     };
-    let response = format!("0x{}", to_hex(&answer(id, secret, &challenge)));
+    let response = format!("0x{}", hex::encode(answer(id, secret, &challenge)));
     let our_id = OUR_ID.to_string();
-    let our_challenge = format!("0x{}", to_hex(&OUR_CHALLENGE));
+    let our_challenge = format!("0x{}", hex::encode(OUR_CHALLENGE));
     let mut keys = vec![("CHAP_N", user.as_str()), ("CHAP_R", &response)];
     if mutual.is_some() {
         keys.extend([("CHAP_I", our_id.as_str()), ("CHAP_C", &our_challenge)]);
@@ -73,5 +72,5 @@ fn answer(id: u8, secret: &str, challenge: &[u8]) -> [u8; 16] {
 
 /// A binary value in the hexadecimal notation of RFC 7143 6.1.
 fn binary(value: &str) -> Option<Vec<u8>> {
-    from_hex(value.strip_prefix("0x").or(value.strip_prefix("0X"))?)
+    hex::decode(value.strip_prefix("0x").or(value.strip_prefix("0X"))?).ok()
 }

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::json::{Value, from_hex, to_hex};
 use crate::run::Answers;
 use crate::transcript::{Case, Rules};
 
@@ -107,7 +107,7 @@ pub fn judge(case: &Case, expected: &Answers, actual: &Answers) -> Verdict {
 
 /// Keys whose values differ, with both values.
 fn differences(rules: &Rules, expected: &Value, actual: &Value) -> Vec<(String, Value, Value)> {
-    let (Some(e), Some(a)) = (expected.members(), actual.members()) else {
+    let (Some(e), Some(a)) = (expected.as_object(), actual.as_object()) else {
         let same = expected == actual;
         let all = ("answer".to_owned(), expected.clone(), actual.clone());
         return if same { Vec::new() } else { vec![all] };
@@ -143,10 +143,10 @@ fn same_data(rules: &Rules, expected: &Value, actual: &Value) -> bool {
         return false;
     };
     if let Some(digest) = e.strip_prefix("sha256:") {
-        let bytes = from_hex(a).unwrap_or_default();
-        return digest == format!("{}:{}", bytes.len(), to_hex(&Sha256::digest(&bytes)));
+        let bytes = hex::decode(a).unwrap_or_default();
+        return digest == format!("{}:{}", bytes.len(), hex::encode(Sha256::digest(&bytes)));
     }
-    let (Some(mut e), Some(mut a)) = (from_hex(e), from_hex(a)) else {
+    let (Ok(mut e), Ok(mut a)) = (hex::decode(e), hex::decode(a)) else {
         return false;
     };
     for (i, mask) in rules.mask.iter().enumerate() {
@@ -189,8 +189,8 @@ fn explained_residual(rules: &Rules, expected: &Value, actual: &Value) -> bool {
             .ok()
             .and_then(|n| rules.in_len.checked_sub(n));
         let fits = match left {
-            Some(0) => Value::Array(vec!["none".into(), Value::Int(0)]),
-            Some(n) => Value::Array(vec!["underflow".into(), n.into()]),
+            Some(0) => json!(["none", 0]),
+            Some(n) => json!(["underflow", n]),
             None => return false,
         };
         // A list that was cut has no residual of its own to compare.
@@ -202,7 +202,8 @@ fn explained_residual(rules: &Rules, expected: &Value, actual: &Value) -> bool {
 /// True if both are unit attentions with additional sense code 29h.
 fn both_29(expected: &Value, actual: &Value) -> bool {
     [expected, actual].into_iter().all(|sense| {
-        let bytes = sense.as_str().and_then(from_hex).unwrap_or_default();
+        let bytes = sense.as_str().and_then(|s| hex::decode(s).ok());
+        let bytes = bytes.unwrap_or_default();
         let at = |i: usize| bytes.get(i).copied().unwrap_or(0);
         let (key, asc) = if at(0) & 0x7f >= 0x72 {
             (at(1), at(2))
@@ -216,21 +217,21 @@ fn both_29(expected: &Value, actual: &Value) -> bool {
 /// The text keys that are compared.
 fn kept_text(rules: &Rules, text: &Value) -> Option<Vec<Value>> {
     let Some(keys) = &rules.text_keys else {
-        return text.elements().map(<[_]>::to_vec);
+        return text.as_array().cloned();
     };
     let kept = |pair: &&Value| {
         let name = pair
-            .elements()
-            .and_then(<[_]>::first)
+            .as_array()
+            .and_then(|pair| pair.first())
             .and_then(Value::as_str);
         name.is_some_and(|name| keys.iter().any(|k| k == name))
     };
-    Some(text.elements()?.iter().filter(kept).cloned().collect())
+    Some(text.as_array()?.iter().filter(kept).cloned().collect())
 }
 
 /// Stage by stage.
 fn same_login(rules: &Rules, expected: &Value, actual: &Value) -> bool {
-    let (Some(e), Some(a)) = (expected.elements(), actual.elements()) else {
+    let (Some(e), Some(a)) = (expected.as_array(), actual.as_array()) else {
         return false;
     };
     e.len() == a.len()
@@ -244,7 +245,7 @@ mod tests {
     use super::*;
 
     fn count(rules: &Rules, expected: &str, actual: &str) -> usize {
-        let value = |s| Value::parse(s).expect("JSON");
+        let value = |s| serde_json::from_str(s).expect("JSON");
         differences(rules, &value(expected), &value(actual)).len()
     }
 
@@ -290,7 +291,7 @@ mod tests {
         );
         let digest = format!(
             r#"{{"data_in": "sha256:3:{}"}}"#,
-            to_hex(&Sha256::digest(b"abc"))
+            hex::encode(Sha256::digest(b"abc"))
         );
         assert_eq!(count(&rules, &digest, r#"{"data_in": "616263"}"#), 0);
         assert_eq!(count(&rules, &digest, r#"{"data_in": "616264"}"#), 1);

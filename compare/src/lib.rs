@@ -21,7 +21,6 @@
 
 mod chap;
 mod diff;
-pub mod json;
 mod manage;
 mod run;
 mod transcript;

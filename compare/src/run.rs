@@ -12,8 +12,9 @@ use scst_initiator::{
     Bhs, Command, LoginError, OpenOptions, Pdu, Reply, Residual, Session, WireError, scsi,
 };
 
+use serde_json::{Value, json};
+
 use crate::chap;
-use crate::json::{Value, to_hex};
 use crate::manage::Manage;
 use crate::transcript::{Access, Action, Case, Open, Scsi, Stage};
 
@@ -168,7 +169,7 @@ impl<'m> Runner<'m> {
                 if let Some(session) = self.sessions.remove(s) {
                     session.kill();
                 }
-                Ok(Value::object([("ok", true.into())]))
+                Ok(json!({"ok": true}))
             }
             Action::Scsi(command) => self.scsi(command),
             Action::Tmf {
@@ -178,15 +179,14 @@ impl<'m> Runner<'m> {
                 referenced,
             } => self.on(s, |session| {
                 let code = session.tmf(*function, *lun, Some(*referenced))?;
-                Ok(Value::object([("tmf", code.into())]))
+                Ok(json!({"tmf": code}))
             }),
             Action::Nop { s, out, immediate } => self.on(s, |session| {
                 let itt = session.submit_nop(out, *immediate)?;
                 match session.wait(itt)? {
-                    Outcome::Nop(pdu) => Ok(Value::object([
-                        ("nop", to_hex(&pdu.data).into()),
-                        ("flags", pdu.bhs.flags().into()),
-                    ])),
+                    Outcome::Nop(pdu) => {
+                        Ok(json!({"nop": hex::encode(&pdu.data), "flags": pdu.bhs.flags()}))
+                    }
                     other => Err(wrong_kind(&other)),
                 }
             }),
@@ -201,7 +201,7 @@ impl<'m> Runner<'m> {
             Action::PrClean => self.pr_clean(),
             Action::Sleep(time) => {
                 sleep(*time);
-                Ok(Value::object([]))
+                Ok(json!({}))
             }
             Action::Sysfs { ops, settle } => {
                 let answer = self.sysfs(ops);
@@ -211,7 +211,7 @@ impl<'m> Runner<'m> {
             Action::NopIns { s, time } => self.on(s, |session| {
                 let before = session.pings;
                 session.listen(*time)?;
-                Ok(Value::object([("pinged", (session.pings > before).into())]))
+                Ok(json!({"pinged": session.pings > before}))
             }),
             Action::Async { s } => self.on(s, asyncs),
         };
@@ -254,8 +254,7 @@ impl<'m> Runner<'m> {
         let (session, mutual) = match chap::open(self.target.addr, &options, open) {
             Ok(opened) => opened,
             Err(LoginError::Status(class, detail)) => {
-                let status = Value::Array(vec![class.into(), detail.into()]);
-                return Ok(Value::object([("login_error", status)]));
+                return Ok(json!({"login_error": [class, detail]}));
             }
             Err(LoginError::Wire(e)) => return Err(e.into()),
             Err(LoginError::Protocol(what)) => return Err(Error::Unexpected(what)),
@@ -267,20 +266,16 @@ impl<'m> Runner<'m> {
                 self.on(&open.s, |session| drain_lun(session, lun))?;
             }
         }
-        let mut answer = vec![("ok".to_owned(), true.into())];
-        if let Some(right) = mutual {
-            answer.push(("mutual".into(), right.into()));
-        }
-        Ok(Value::Object(answer))
+        Ok(match mutual {
+            Some(right) => json!({"ok": true, "mutual": right}),
+            None => json!({"ok": true}),
+        })
     }
 
     fn close(&mut self, s: &str) -> Result<Value, Error> {
         let session = self.sessions.remove(s);
         let code = session.ok_or(Error::Wire(WireError::Closed))?.close()?;
-        Ok(Value::object([
-            ("ok", true.into()),
-            ("logout", code.into()),
-        ]))
+        Ok(json!({"ok": true, "logout": code}))
     }
 
     fn scsi(&mut self, scsi: &Scsi) -> Result<Value, Error> {
@@ -300,8 +295,7 @@ impl<'m> Runner<'m> {
         let mut session = match Session::open(self.target.addr, &options) {
             Ok(session) => session,
             Err(LoginError::Status(class, detail)) => {
-                let status = Value::Array(vec![class.into(), detail.into()]);
-                return Ok(Value::object([("login_error", status)]));
+                return Ok(json!({"login_error": [class, detail]}));
             }
             Err(LoginError::Wire(e)) => return Err(e.into()),
             Err(LoginError::Protocol(what)) => return Err(Error::Unexpected(what)),
@@ -330,20 +324,14 @@ impl<'m> Runner<'m> {
             request.bhs.0[2] = stage.version_max;
             request.bhs.0[3] = stage.version_min;
             match login.exchange(&request) {
-                Ok(reply) => answers.push(Value::object([
-                    ("class", reply.class.into()),
-                    ("detail", reply.detail.into()),
-                    ("flags", reply.flags.into()),
-                    ("text", Value::pairs(&reply.text)),
-                    ("op", reply.opcode.into()),
-                ])),
+                Ok(reply) => answers.push(json!({"class": reply.class, "detail": reply.detail, "flags": reply.flags, "text": reply.text, "op": reply.opcode})),
                 Err(e) => {
                     answers.push(failure(&e.into()));
                     break;
                 }
             }
         }
-        Value::object([("login", Value::Array(answers))])
+        json!({"login": answers})
     }
 
     fn drain(&mut self, luns: &[u16]) -> Result<Value, Error> {
@@ -352,7 +340,7 @@ impl<'m> Runner<'m> {
                 drain_lun(session, lun)?;
             }
         }
-        Ok(Value::object([]))
+        Ok(json!({}))
     }
 
     /// Registers on session A whatever was registered, then clears all registrations of LUN 0.
@@ -375,7 +363,7 @@ impl<'m> Runner<'m> {
     fn sysfs(&mut self, ops: &[Access]) -> Value {
         let iqn = self.target.iqn.clone();
         let Some(manage) = self.manage.as_deref_mut() else {
-            return Value::object([("not_run", true.into())]);
+            return json!({"not_run": true});
         };
         let data = manage.data_dir();
         let put = |s: &str| s.replace("$T", &iqn).replace("$DATA", &data);
@@ -393,19 +381,19 @@ impl<'m> Runner<'m> {
                 Ok(content) => (0, content.replace('\n', "\\n").replace('\t', "\\t")),
                 Err(errno) => (errno, String::new()),
             };
-            answers.push(Value::Array(vec![Value::Int(errno.into()), content.into()]));
+            answers.push(json!([errno, content]));
         }
-        Value::object([("sysfs", Value::Array(answers))])
+        json!({"sysfs": answers})
     }
 }
 
 /// What stands for an answer that did not come.
 fn failure(e: &Error) -> Value {
     match e {
-        Error::Wire(WireError::Closed) => Value::object([("closed", true.into())]),
-        Error::Wire(WireError::Timeout) => Value::object([("timeout", true.into())]),
-        Error::Rejected(reason) => Value::object([("reject", (*reason).into())]),
-        other => Value::object([("error", other.to_string().into())]),
+        Error::Wire(WireError::Closed) => json!({"closed": true}),
+        Error::Wire(WireError::Timeout) => json!({"timeout": true}),
+        Error::Rejected(reason) => json!({"reject": reason}),
+        other => json!({"error": other.to_string()}),
     }
 }
 
@@ -422,19 +410,13 @@ fn reply(reply: &Reply) -> Value {
         Residual::Underflow(n) => ("underflow", n),
         Residual::Overflow(n) => ("overflow", n),
     };
-    Value::object([
-        ("response", reply.response.into()),
-        ("status", reply.status.into()),
-        ("sense", to_hex(&reply.sense).into()),
-        ("data_in", to_hex(&reply.data_in).into()),
-        ("residual", Value::Array(vec![kind.into(), count.into()])),
-    ])
+    json!({"response": reply.response, "status": reply.status, "sense": hex::encode(&reply.sense), "data_in": hex::encode(&reply.data_in), "residual": [kind, count]})
 }
 
 fn text(session: &mut Session, keys: &[(String, String)]) -> Result<Value, Error> {
     let keys: Vec<(&str, &str)> = keys.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     let pairs = session.text(&keys)?;
-    Ok(Value::object([("text", Value::pairs(&pairs))]))
+    Ok(json!({"text": pairs}))
 }
 
 /// TEST UNIT READY until it is no CHECK CONDITION.
@@ -445,22 +427,17 @@ fn drain_lun(session: &mut Session, lun: u16) -> Result<Value, Error> {
             break;
         }
     }
-    Ok(Value::object([]))
+    Ok(json!({}))
 }
 
 /// The asynchronous messages since the last call.
 fn asyncs(session: &mut Session) -> Result<Value, Error> {
     session.listen(Duration::from_millis(100))?;
-    let message = |a: scst_initiator::session::Async| {
-        Value::Array(vec![
-            a.event.into(),
-            a.vendor.into(),
-            to_hex(&a.data).into(),
-        ])
-    };
+    let message =
+        |a: scst_initiator::session::Async| json!([a.event, a.vendor, hex::encode(&a.data),]);
     let list = std::mem::take(&mut session.asyncs);
-    let list = list.into_iter().map(message).collect();
-    Ok(Value::object([("async", Value::Array(list))]))
+    let list: Vec<Value> = list.into_iter().map(message).collect();
+    Ok(json!({"async": list}))
 }
 
 /// Sends a PDU as it is but for its tag and numbers, and takes the first PDU that comes.
@@ -482,12 +459,9 @@ fn raw(session: &mut Session, bhs: &[u8], out: &[u8], timeout: Duration) -> Resu
     if got.bhs.itt() != NO_TAG || got.bhs.opcode() == op::REJECT {
         session.exp_stat_sn = got.bhs.stat_sn().wrapping_add(1);
     }
-    Ok(Value::object([
-        ("op", got.bhs.opcode().into()),
-        ("flags", got.bhs.flags().into()),
-        ("b2", got.bhs.0[2].into()),
-        ("b3", got.bhs.0[3].into()),
-    ]))
+    Ok(
+        json!({"op": got.bhs.opcode(), "flags": got.bhs.flags(), "b2": got.bhs.0[2], "b3": got.bhs.0[3]}),
+    )
 }
 
 #[cfg(test)]

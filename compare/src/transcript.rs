@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::json::{Value, from_hex};
+use serde_json::{Map, Value, json};
 
 /// Longest data-out of one step.
 const MAX_OUT: i64 = 64 << 20;
@@ -210,10 +210,10 @@ impl Case {
 
     /// One case.
     fn parse(line: &str) -> Result<Self, String> {
-        let value = Value::parse(line).map_err(|e| e.to_string())?;
+        let value: Value = serde_json::from_str(line).map_err(|e| e.to_string())?;
         let name = value.get("case").and_then(Value::as_str);
         let name = name.ok_or("no \"case\"")?.to_owned();
-        let steps = value.get("steps").and_then(Value::elements);
+        let steps = value.get("steps").and_then(Value::as_array);
         let steps = steps.ok_or_else(|| format!("{name}: no \"steps\""))?;
         let step = |(n, v)| Step::parse(v).map_err(|e| format!("{name}: step {n}: {e}"));
         let steps = (1..).zip(steps).map(step).collect::<Result<_, _>>()?;
@@ -229,31 +229,25 @@ impl Case {
 
 impl Step {
     fn parse(step: &Value) -> Result<Self, String> {
-        let to_do = step.get("do").and_then(Value::members);
+        let to_do = step.get("do").and_then(Value::as_object);
         let mut fields = Fields {
             members: to_do.ok_or("no \"do\"")?,
             used: Vec::new(),
         };
         let rules = fields.rules()?;
         let action = fields.action()?;
-        if let Some((name, _)) = fields
-            .members
-            .iter()
-            .find(|(k, _)| !fields.used.contains(&k.as_str()))
-        {
+        let unknown = |name: &&String| !fields.used.contains(&name.as_str());
+        if let Some(name) = fields.members.keys().find(unknown) {
             return Err(format!("unknown field {name:?}"));
         }
-        let got = step
-            .get("got")
-            .cloned()
-            .unwrap_or(Value::Object(Vec::new()));
+        let got = step.get("got").cloned().unwrap_or_else(|| json!({}));
         Ok(Self { action, rules, got })
     }
 }
 
 /// The fields of a `do`, and which of them were looked at.
 struct Fields<'a> {
-    members: &'a [(String, Value)],
+    members: &'a Map<String, Value>,
     used: Vec<&'static str>,
 }
 
@@ -262,7 +256,7 @@ type Parsed<T> = Result<T, String>;
 impl<'a> Fields<'a> {
     fn find(&mut self, name: &'static str) -> Option<&'a Value> {
         self.used.push(name);
-        self.members.iter().find(|(k, _)| k == name).map(|(_, v)| v)
+        self.members.get(name)
     }
 
     /// A field read by `f`; the default where it is absent.
@@ -286,11 +280,11 @@ impl<'a> Fields<'a> {
     }
 
     fn int<T: TryFrom<i64>>(&mut self, name: &'static str, default: T) -> Parsed<T> {
-        self.get(name, default, |v| T::try_from(v.as_int()?).ok())
+        self.get(name, default, |v| T::try_from(v.as_i64()?).ok())
     }
 
     fn hex(&mut self, name: &'static str) -> Parsed<Vec<u8>> {
-        self.get(name, Vec::new(), |v| from_hex(v.as_str()?))
+        self.get(name, Vec::new(), |v| hex::decode(v.as_str()?).ok())
     }
 
     fn out(&mut self) -> Parsed<Vec<u8>> {
@@ -307,8 +301,8 @@ impl<'a> Fields<'a> {
     }
 
     fn luns(&mut self) -> Parsed<Vec<u16>> {
-        let lun = |v: &Value| u16::try_from(v.as_int()?).ok();
-        self.get("luns", vec![0], |v| v.elements()?.iter().map(lun).collect())
+        let lun = |v: &Value| u16::try_from(v.as_i64()?).ok();
+        self.get("luns", vec![0], |v| v.as_array()?.iter().map(lun).collect())
     }
 
     fn keys(&mut self) -> Parsed<Vec<(String, String)>> {
@@ -352,7 +346,7 @@ impl<'a> Fields<'a> {
             "discover" => Action::Discover { keys: self.keys()? },
             "login" => Action::Login {
                 stages: self.get("stages", Vec::new(), |v| {
-                    v.elements()?.iter().map(stage).collect()
+                    v.as_array()?.iter().map(stage).collect()
                 })?,
                 tsih: self.int("tsih", 0)?,
             },
@@ -366,7 +360,7 @@ impl<'a> Fields<'a> {
             "sleep" => Action::Sleep(self.seconds("t")?),
             "sysfs" => Action::Sysfs {
                 ops: self.get("ops", Vec::new(), |v| {
-                    v.elements()?.iter().map(access).collect()
+                    v.as_array()?.iter().map(access).collect()
                 })?,
                 settle: self.seconds("settle")?,
             },
@@ -380,7 +374,7 @@ impl<'a> Fields<'a> {
     }
 
     fn open(&mut self) -> Parsed<Open> {
-        let chap = |v: &Value| match v.elements()? {
+        let chap = |v: &Value| match v.as_array()?.as_slice() {
             [user, secret, mutual] => Some(Some((
                 user.as_str()?.to_owned(),
                 secret.as_str()?.to_owned(),
@@ -406,7 +400,7 @@ impl<'a> Fields<'a> {
         let flat = method == 1 || number > 255;
         let first = if flat { 0x40 | (high & 0x3f) } else { 0 };
         let plain = [first, low, 0, 0, 0, 0, 0, 0];
-        let raw = |v: &Value| from_hex(v.as_str()?)?.try_into().ok();
+        let raw = |v: &Value| hex::decode(v.as_str()?).ok()?.try_into().ok();
         Ok(Scsi {
             s: self.text("s")?,
             lun: self.get("lun_raw", plain, raw)?,
@@ -420,30 +414,30 @@ impl<'a> Fields<'a> {
 
 fn strings(v: &Value) -> Option<Vec<String>> {
     let string = |v: &Value| v.as_str().map(str::to_owned);
-    v.elements()?.iter().map(string).collect()
+    v.as_array()?.iter().map(string).collect()
 }
 
 /// Text keys: a list of pairs, or an object.
 fn pairs(v: &Value) -> Option<Vec<(String, String)>> {
-    if let Some(members) = v.members() {
-        let pair = |(k, v): &(String, Value)| Some((k.clone(), v.as_str()?.to_owned()));
+    if let Some(members) = v.as_object() {
+        let pair = |(k, v): (&String, &Value)| Some((k.clone(), v.as_str()?.to_owned()));
         return members.iter().map(pair).collect();
     }
-    let pair = |v: &Value| match v.elements()? {
+    let pair = |v: &Value| match v.as_array()?.as_slice() {
         [k, v] => Some((k.as_str()?.to_owned(), v.as_str()?.to_owned())),
         _ => None,
     };
-    v.elements()?.iter().map(pair).collect()
+    v.as_array()?.iter().map(pair).collect()
 }
 
 /// `[CSG, NSG, T, [[key, value]...], options]`.
 fn stage(v: &Value) -> Option<Stage> {
-    let (csg, nsg, transit, keys, options) = match v.elements()? {
+    let (csg, nsg, transit, keys, options) = match v.as_array()?.as_slice() {
         [csg, nsg, transit, keys] => (csg, nsg, transit, keys, &Value::Null),
         [csg, nsg, transit, keys, options] => (csg, nsg, transit, keys, options),
         _ => return None,
     };
-    let byte = |v: &Value| u8::try_from(v.as_int()?).ok();
+    let byte = |v: &Value| u8::try_from(v.as_i64()?).ok();
     let mut stage = Stage {
         csg: byte(csg)?,
         nsg: byte(nsg)?,
@@ -452,7 +446,7 @@ fn stage(v: &Value) -> Option<Stage> {
         version_min: 0,
         version_max: 0,
     };
-    for (name, v) in options.members().unwrap_or_default() {
+    for (name, v) in options.as_object().into_iter().flatten() {
         match name.as_str() {
             "version_min" => stage.version_min = byte(v)?,
             "version_max" => stage.version_max = byte(v)?,
@@ -476,25 +470,28 @@ fn access(v: &Value) -> Option<Access> {
 /// Data-out: hex, `{"fill": "aa", "len": n}`, `{"seq": n}` or `{"parts": [...]}`.
 fn data(v: &Value) -> Option<Vec<u8>> {
     if let Some(digits) = v.as_str() {
-        return from_hex(digits);
+        return hex::decode(digits).ok();
     }
     let length = |v: &Value| {
-        let n = v.as_int().filter(|n| (0..=MAX_OUT).contains(n))?;
+        let n = v.as_i64().filter(|n| (0..=MAX_OUT).contains(n))?;
         usize::try_from(n).ok()
     };
-    match v.members()? {
-        [(f, fill), (l, len)] | [(l, len), (f, fill)] if f == "fill" && l == "len" => {
-            let &[byte] = from_hex(fill.as_str()?)?.as_slice() else {
+    let members = v.as_object()?;
+    let names: Vec<&str> = members.keys().map(String::as_str).collect();
+    match names.as_slice() {
+        ["fill", "len"] | ["len", "fill"] => {
+            let fill = hex::decode(v["fill"].as_str()?).ok()?;
+            let &[byte] = fill.as_slice() else {
                 return None;
             };
-            Some(vec![byte; length(len)?])
+            Some(vec![byte; length(&v["len"])?])
         }
-        [(name, n)] if name == "seq" => {
+        ["seq"] => {
             let byte = |i: usize| (7 * i + i / 256) as u8;
-            Some((0..length(n)?).map(byte).collect())
+            Some((0..length(&v["seq"])?).map(byte).collect())
         }
-        [(name, parts)] if name == "parts" => {
-            let parts: Option<Vec<_>> = parts.elements()?.iter().map(data).collect();
+        ["parts"] => {
+            let parts: Option<Vec<_>> = v["parts"].as_array()?.iter().map(data).collect();
             Some(parts?.concat())
         }
         _ => None,
