@@ -98,9 +98,33 @@ pub fn read_head(path: impl AsRef<Path>, max: usize) -> Result<Vec<u8>> {
     sys::read_head(path.as_ref(), max)
 }
 
+/// Writes a file anew, whatever it is. An ordinary file is replaced by rename, so that a crash leaves the old or the new one;
+/// it keeps its mode and owner. A new one can be read by its owner only.
+///
+/// Context: may sleep. Errors: those of `open(2)`, `write(2)`, `fsync(2)` and `rename(2)`.
+pub fn save(path: impl AsRef<Path>, data: &[u8]) -> Result {
+    crate::sys::linux::tree::save(path.as_ref(), data)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_saved_file_keeps_its_mode_and_leaves_nothing_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let mode = |p: &Path| rustix::fs::stat(p).unwrap().st_mode & 0o777;
+        save(&path, b"one").unwrap();
+        assert_eq!(mode(&path), 0o600);
+        rustix::fs::chmod(&path, rustix::fs::Mode::from_raw_mode(0o640)).unwrap();
+        rustix::fs::symlink("f", dir.path().join("link")).unwrap();
+        save(dir.path().join("link"), b"two").unwrap();
+        assert_eq!((read(&path, 9), mode(&path)), (Ok(b"two".to_vec()), 0o640));
+        assert_eq!(list_dir(dir.path()).unwrap().len(), 2);
+        assert_eq!(save("/dev/null", b"three"), Ok(()));
+        assert_eq!(save("/no/such/dir/f", b"x"), Err(code::ENOENT));
+    }
 
     #[test]
     fn the_head_of_any_kind_of_file_is_read() {

@@ -42,6 +42,7 @@ mod executor;
 pub mod fuse;
 #[cfg(test)]
 mod model_tests;
+pub mod mounted;
 #[cfg(test)]
 mod tests;
 pub mod tree;

@@ -14,4 +14,5 @@ pub(crate) mod ring;
 pub mod signal;
 pub mod thread;
 pub mod time;
+pub(crate) mod tree;
 pub(crate) mod unix;
