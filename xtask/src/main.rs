@@ -9,6 +9,7 @@ mod bench;
 mod codegen;
 mod conformance;
 mod lex;
+mod licences;
 mod nightly;
 mod sh;
 mod tidy;
@@ -19,9 +20,10 @@ use anyhow::{Result, bail};
 
 const USAGE: &str = "usage: cargo xtask <task>
 
-  ci               fmt, clippy, rustdoc (warnings are errors), tidy, tests
+  ci               fmt, clippy, rustdoc (warnings are errors), tidy, licences, tests
   prepush          the same without the integration tests
   tidy [--bless]   house checks; --bless rewrites docs/unsafe.tsv from the tree
+  licences         hold the licences and sources of all crates against deny.toml
   codegen [--check] make (or compare) the Rust side of backstores/abi/tcmu-runner.h; needs bindgen
   nightly [PART..] second test tier; parts: torn props loom fuzz kill conformance guest-kit guest image
                    (default: all)
@@ -45,6 +47,7 @@ fn run(args: &[String]) -> Result<()> {
         ["prepush"] => prepush(),
         ["tidy"] => tidy::check(tidy::Ledger::Check),
         ["tidy", "--bless"] => tidy::check(tidy::Ledger::Rewrite),
+        ["licences"] => licences::check(),
         ["codegen"] => codegen::run(codegen::Mode::Write),
         ["codegen", "--check"] => codegen::run(codegen::Mode::Check),
         ["nightly", parts @ ..] => nightly::run(parts),
@@ -76,6 +79,7 @@ fn prepush() -> Result<()> {
 fn house() -> Result<()> {
     sh::step("rustfmt", &["cargo", "fmt", "--all", "--check"], &[])?;
     tidy::check(tidy::Ledger::Check)?;
+    licences::check()?;
     let clippy = [
         "cargo",
         "clippy",
