@@ -105,6 +105,28 @@ impl Wire {
         Ok(())
     }
 
+    /// Sends bytes and takes nothing in meanwhile. False if the target does not take them for so long, or has ended.
+    pub fn send_blind(&mut self, mut bytes: &[u8], patience: Duration) -> bool {
+        let mut deadline = Instant::now() + patience;
+        while !bytes.is_empty() {
+            match self.sock.write(bytes) {
+                Ok(0) => return false,
+                Ok(n) => {
+                    bytes = &bytes[n..];
+                    deadline = Instant::now() + patience;
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if self.wait(PollFlags::OUT, deadline).is_err() {
+                        return false;
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
     /// Sends a PDU with the digests of this connection.
     pub fn send(&mut self, pdu: &Pdu) -> Result<(), WireError> {
         let bytes = pdu.encode(self.header_digest, self.data_digest);
@@ -227,6 +249,7 @@ enum Filled {
     End,
 }
 
-fn crc_bytes(data: &[u8]) -> [u8; 4] {
+/// A digest as it is on the wire: CRC32C, little-endian.
+pub fn crc_bytes(data: &[u8]) -> [u8; 4] {
     crc32c::crc32c(data).to_le_bytes()
 }

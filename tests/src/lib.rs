@@ -4,13 +4,14 @@
 //!   `scst-initiator`, whose modules are here again).
 //! - [`Server`] starts the built `scstd serve`, waits until it is ready, reads its resource use and ends it.
 //! - [`tools`] runs foreign initiators (libiscsi's tools, qemu-img) with a time limit.
-//! - [`guest`] boots a Linux guest as an initiator, [`proxy`] breaks its connections.
+//! - [`guest`] boots a Linux guest as an initiator, [`proxy`] breaks its connections, [`digests`] adds digests to others.
 //! - [`conformance`] reads the output of `iscsi-test-cu` and compares it with a recorded table.
 //!
 //! The kit stands outside the product: nothing here uses its crates, so a fault there cannot hide itself.
 #![forbid(unsafe_code)]
 
 pub mod conformance;
+pub mod digests;
 pub mod guest;
 pub mod procfs;
 pub mod proxy;
