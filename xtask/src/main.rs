@@ -25,8 +25,9 @@ const USAGE: &str = "usage: cargo xtask <task>
   tidy [--bless]   house checks; --bless rewrites docs/unsafe.tsv from the tree
   licences         hold the licences and sources of all crates against deny.toml
   codegen [--check] make (or compare) the Rust side of backstores/abi/tcmu-runner.h; needs bindgen
-  nightly [PART..] second test tier; parts: torn props loom fuzz kill conformance guest-kit guest image
-                   (default: all)
+  nightly [--budget MINUTES] [PART..]
+                   second test tier, with limits of time and a summary; default: all parts, which are
+                   {parts}
   conformance      all of iscsi-test-cu on each kind of LUN; writes docs/conformance.md
   bench [OPTION..] measure against the floor and peers; `bench --help` tells more";
 
@@ -54,11 +55,15 @@ fn run(args: &[String]) -> Result<()> {
         ["conformance"] => conformance::run(),
         ["bench", options @ ..] => bench::run(options),
         [] | ["help" | "-h" | "--help"] => {
-            println!("{USAGE}");
+            println!("{}", usage());
             Ok(())
         }
-        other => bail!("unknown task {:?}\n{USAGE}", other.join(" ")),
+        other => bail!("unknown task {:?}\n{}", other.join(" "), usage()),
     }
+}
+
+fn usage() -> String {
+    USAGE.replace("{parts}", &nightly::names())
 }
 
 /// All that a change must pass.
@@ -66,7 +71,31 @@ fn ci() -> Result<()> {
     house()?;
     // The README's test command, word for word.
     sh::step("tests", &["cargo", "test", "--workspace"], &[])?;
+    fuzz_a_minute()?;
     bench::instructions_for_information();
+    Ok(())
+}
+
+/// A minute of fuzzing, of which whole connections get most.
+fn fuzz_a_minute() -> Result<()> {
+    for (entry, seconds) in [
+        ("pdus", "5"),
+        ("login", "10"),
+        ("text", "5"),
+        ("connection", "40"),
+    ] {
+        let argv = [
+            "cargo",
+            "run",
+            "-q",
+            "-p",
+            "scst-fuzz",
+            "--",
+            entry,
+            seconds,
+        ];
+        sh::step("fuzz", &argv, &[])?;
+    }
     Ok(())
 }
 
