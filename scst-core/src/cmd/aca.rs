@@ -9,7 +9,7 @@ use super::shared::Abort;
 use super::{Cmd, CmdRef, CmdState, ExecCx, Next};
 use crate::consts::{QueueType, SamStatus};
 use crate::device::Device;
-use crate::order::{AcaRequest, AcaVerdict, CheckCondition, CheckSn, ClearedAca, QErr};
+use crate::order::{AcaRequest, AcaVerdict, CheckCondition, CheckSn, ClearedAca, NexusId, QErr};
 use crate::pres;
 use crate::sense;
 use crate::session::Session;
@@ -76,8 +76,8 @@ impl Cmd {
         match order.check_condition(self, &req, qerr) {
             CheckCondition::Report { item, cleared } => {
                 if let Some(ClearedAca { abort, released }) = cleared {
-                    if let Some(tag) = abort {
-                        abort_by_tag(&item.sess, tag);
+                    if let Some(aca_cmd) = abort {
+                        abort_aca_cmd(tgt_dev, aca_cmd, Some(&item.sess));
                     }
                     cx.make_all_ready(released);
                 }
@@ -153,31 +153,45 @@ impl Cmd {
     }
 }
 
-/// Aborts the command of a session with this tag, on behalf of nobody who waits for it. Context: any.
-fn abort_by_tag(sess: &Arc<Session>, tag: u64) {
+/// Aborts the command that lived by an ACA: that of a nexus with this tag. `by` is the session that ends the ACA, if it is
+/// not that nexus itself; nobody waits for the command. Context: any.
+fn abort_aca_cmd(t: &Arc<TgtDev>, (nexus, tag): (NexusId, u64), by: Option<&Arc<Session>>) {
+    let faulted = if t.nexus == nexus {
+        Some(Arc::clone(t))
+    } else {
+        t.dev.tgt_devs().into_iter().find(|o| o.nexus == nexus)
+    };
+    let Some(sess) = faulted.and_then(|f| f.session()) else {
+        return;
+    };
+    let abort = if by.is_none_or(|by| Arc::ptr_eq(&sess, by)) {
+        Abort::ThisNexus
+    } else {
+        Abort::OtherNexus {
+            tas: t.dev.control.tas.load(Ordering::Relaxed),
+        }
+    };
     let found = sess.cmds.lock().iter().find_map(|c| {
         let (generation, _) = c.live()?;
         let it = c.tag.load(Ordering::Acquire) == tag;
         it.then(|| (Arc::clone(c), generation))
     });
     if let Some((shared, generation)) = found
-        && shared
-            .abort(generation, Abort::ThisNexus, |_, _| {})
-            .is_some()
+        && shared.abort(generation, abort, |_, _| {}).is_some()
     {
         sess.home.reap(CmdRef { shared, generation });
     }
 }
 
-/// Ends the ACA of a nexus, or that of whoever has it in the task set, and sends home what it held. The caller has
-/// aborted what is to be aborted. Answers `false` if another nexus has it. Context: any.
+/// Ends the ACA of a nexus, or that of whoever has it in the task set, on behalf of the session `by`, and sends home what
+/// it held. The caller has aborted what is to be aborted. Answers `false` if another nexus has it. Context: any.
 #[doc(alias = "scst_clear_aca")]
-pub(crate) fn clear_aca(t: &TgtDev, whosever: bool) -> bool {
+pub(crate) fn clear_aca(t: &Arc<TgtDev>, whosever: bool, by: Option<&Arc<Session>>) -> bool {
     let Ok(cleared) = t.order.clear_aca((!whosever).then_some(t.nexus)) else {
         return false;
     };
-    if let (Some(tag), Some(sess)) = (cleared.abort, t.session()) {
-        abort_by_tag(&sess, tag);
+    if let Some(aca_cmd) = cleared.abort {
+        abort_aca_cmd(t, aca_cmd, by);
     }
     for cmd in cleared.released {
         let _ = cmd.go_home();

@@ -258,7 +258,7 @@ impl Core {
         for _ in 0..DRAIN_ROUNDS {
             // Nobody else could: the LUN is gone.
             for (_, t) in &gone {
-                clear_aca(t, false);
+                clear_aca(t, false, None);
             }
             if self.nexus_idle.wait_event_timeout(over, DRAIN_ROUND) {
                 break;
@@ -343,7 +343,7 @@ impl Core {
             .lock()
             .retain(|w| !std::ptr::eq(w.as_ptr(), me));
         t.dev.reservations.detach(t, sess);
-        clear_aca(t, false);
+        clear_aca(t, false, None);
         t.dev.handler().detach_tgt(t);
         sess.retired.lock().retain(|r| !Arc::ptr_eq(r, t));
         let (pool, threads) = (t.dev.pool.lock().clone(), Arc::clone(&t.threads.lock()));

@@ -53,7 +53,7 @@ fn with_lun(mcmd: &Arc<MgmtCmd>) {
         }
         TmFunction::LunReset => lun_reset(mcmd, &tgt_dev.dev),
         TmFunction::ClearAca => {
-            if !clear_aca(&tgt_dev, false) {
+            if !clear_aca(&tgt_dev, false, None) {
                 mcmd.set_status(TmStatus::Rejected);
             }
             unblock_aborted(&tgt_dev.dev);
@@ -180,7 +180,7 @@ fn clear_task_set(mcmd: &Arc<MgmtCmd>, this: &TgtDev) {
 
 /// Aborts the commands of a nexus whose registration was preempted.
 #[doc(alias = "scst_pr_abort_reg")]
-fn pr_abort_all(mcmd: &Arc<MgmtCmd>, t: &TgtDev) {
+fn pr_abort_all(mcmd: &Arc<MgmtCmd>, t: &Arc<TgtDev>) {
     let own = mcmd.origin.as_ref();
     let abort = if own.is_some_and(|o| o.is_of(mcmd.session())) {
         Abort::ThisNexus
@@ -189,8 +189,8 @@ fn pr_abort_all(mcmd: &Arc<MgmtCmd>, t: &TgtDev) {
         Abort::OtherNexus { tas }
     };
     abort_task_set(mcmd, t, abort);
-    if own.is_some_and(|o| o.clears_aca_of(t)) {
-        clear_aca(t, false);
+    if let Some(own) = own.filter(|o| o.clears_aca_of(t)) {
+        clear_aca(t, false, Some(own.session()));
     }
     unblock_aborted(&t.dev);
 }
@@ -221,7 +221,7 @@ fn reset_device(mcmd: &Arc<MgmtCmd>, dev: &Arc<Device>) {
         abort_task_set(mcmd, &t, abort);
     }
     for t in dev.tgt_devs() {
-        clear_aca(&t, true);
+        clear_aca(&t, true, Some(mcmd.session()));
     }
     unblock_aborted(dev);
     dev.check_set_ua(sense::RESET_UA, None);
@@ -246,7 +246,7 @@ fn abort_session(mcmd: &Arc<MgmtCmd>) {
     let sess = mcmd.session();
     abort_cmds(mcmd, sess, Abort::NexusLoss, |_| true);
     for t in sess.tgt_devs() {
-        clear_aca(&t, false);
+        clear_aca(&t, false, None);
         unblock_aborted(&t.dev);
         mcmd.notify(&t);
     }
@@ -266,7 +266,7 @@ fn nexus_reset(mcmd: &Arc<MgmtCmd>) {
     let sess = mcmd.session();
     abort_cmds(mcmd, sess, Abort::ThisNexus, |_| true);
     for t in sess.tgt_devs() {
-        clear_aca(&t, false);
+        clear_aca(&t, false, None);
         unblock_aborted(&t.dev);
         mcmd.notify(&t);
     }

@@ -91,8 +91,8 @@ pub enum CheckCondition<T> {
 #[derive(Debug)]
 #[must_use]
 pub struct ClearedAca<T> {
-    /// Abort this command with the ACA attribute ([`AcaRequest::cmd`]): it lived by the ACA.
-    pub abort: Option<u64>,
+    /// Abort this command of this nexus with the ACA attribute ([`AcaRequest::cmd`]): it lived by the ACA.
+    pub abort: Option<(NexusId, u64)>,
     /// Resume these.
     pub released: Released<T>,
 }
@@ -218,7 +218,7 @@ impl<T> OrderData<T> {
                 });
             }
             (Some(a), Some(by)) if a.nexus != by => return Err(NotTheFaultedNexus),
-            (Some(a), _) => a.cmd,
+            (Some(a), _) => a.cmd.map(|cmd| (a.nexus, cmd)),
         };
         st.aca = None;
         let released = st.collect();
@@ -267,7 +267,9 @@ impl<T: HasTicket> OrderData<T> {
         if let Some(aca) = st.aca.as_mut() {
             let of_faulted = req.queue_type == QueueType::Aca && aca.nexus == req.nexus;
             if (of_faulted || req.preempt_and_abort) && !req.naca {
-                let abort = aca.cmd.filter(|c| *c != req.cmd);
+                let nexus = aca.nexus;
+                let of_item = |c: &u64| nexus == req.nexus && *c == req.cmd;
+                let abort = aca.cmd.filter(|c| !of_item(c)).map(|c| (nexus, c));
                 st.aca = None;
                 let released = st.collect();
                 self.try_leave_slow(&mut st);
@@ -284,9 +286,14 @@ impl<T: HasTicket> OrderData<T> {
                 return CheckCondition::Deferred;
             }
         }
-        if req.naca {
+        // DIFFERS: in SCST a command with the ACA attribute and NACA=1 that is refused under the ACA of another nexus takes
+        // that over.
+        let of_other = st.aca.as_ref().is_some_and(|a| a.nexus != req.nexus);
+        if req.naca && (!of_other || req.preempt_and_abort) {
             self.enter_slow(&mut st);
-            let cmd = st.aca.take().and_then(|a| a.cmd);
+            // DIFFERS: in SCST the former nexus' command with the ACA attribute counts for this one, and is aborted with its ACA.
+            let cmd = st.aca.take().filter(|a| a.nexus == req.nexus);
+            let cmd = cmd.and_then(|a| a.cmd);
             st.aca = Some(Aca {
                 nexus: req.nexus,
                 cmd,

@@ -297,7 +297,7 @@ impl Model {
                 assert!(self.aca.is_none_or(|n| n == by));
                 self.aca = None;
                 let aca_cmd = self.aca_cmd.take();
-                assert_eq!(cleared.abort, aca_cmd.map(|i| i as u64));
+                assert_eq!(cleared.abort, aca_cmd.map(|i| (by, i as u64)));
                 self.take_released(cleared.released);
             }
         }

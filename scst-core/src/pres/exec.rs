@@ -31,8 +31,10 @@ const MAX_PARAMS: usize = 28 + MAX_REGISTRANTS * MAX_TRANSPORT_ID_LEN;
 pub(crate) struct PrAbort {
     origin: CmdRef,
     sess: Arc<Session>,
-    tgt_dev: Arc<TgtDev>,
-    queue_type: QueueType,
+    /// Whether the ACA of a nexus whose commands are aborted ends with them (SPC-4 5.13.11.5): only a command with the
+    /// ACA attribute may do that from a faulted nexus, and only one without from another. DIFFERS: SCST looks again for each
+    /// nexus, when the command may have ended its own ACA.
+    clears_aca: bool,
     parked: SpinLock<Option<Box<Cmd>>>,
     /// Aborts under way, and one until the command is parked.
     #[doc(alias = "pr_abort_pending_cnt")]
@@ -45,17 +47,19 @@ impl PrAbort {
         self.origin.generation == generation && Arc::ptr_eq(&self.origin.shared, shared)
     }
 
+    /// The session by which the command came.
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.sess
+    }
+
     /// Whether the command came by this session.
     pub(crate) fn is_of(&self, sess: &Arc<Session>) -> bool {
         Arc::ptr_eq(&self.sess, sess)
     }
 
-    /// Whether the ACA of a nexus whose commands are aborted ends with them (SPC-4 5.13.11.5): only a command with the
-    /// ACA attribute may do that from a faulted nexus, and only one without from another.
+    /// Whether the ACA of this nexus, whose commands are aborted, ends with them.
     pub(crate) fn clears_aca_of(&self, t: &TgtDev) -> bool {
-        let own = &self.tgt_dev;
-        let faulted = own.order.aca_nexus() == Some(own.nexus);
-        t.order.aca_nexus() == Some(t.nexus) && faulted == (self.queue_type == QueueType::Aca)
+        self.clears_aca && t.order.aca_nexus() == Some(t.nexus)
     }
 
     /// One abort is through. Context: any.
@@ -161,8 +165,8 @@ pub(crate) fn reserve_out(cmd: &mut Cmd) -> Option<Arc<PrAbort>> {
                     Arc::new(PrAbort {
                         origin: cmd.cmd_ref(),
                         sess: Arc::clone(&sess),
-                        tgt_dev: Arc::clone(&t),
-                        queue_type: cmd.queue_type(),
+                        clears_aca: (t.order.aca_nexus() == Some(t.nexus))
+                            == (cmd.queue_type() == QueueType::Aca),
                         parked: SpinLock::new(None),
                         pending: AtomicU32::new(1),
                     })
