@@ -11,6 +11,8 @@ pub struct Ram {
     mem: LentMem,
     /// Completes inside the submit and lends its memory.
     inline: bool,
+    /// Lends its memory, if it completes inside the submit.
+    lends: bool,
     /// Reads and writes fail.
     pub broken: AtomicBool,
     /// Writes find no room.
@@ -22,15 +24,27 @@ pub struct Ram {
 
 impl Ram {
     pub fn new(len: usize, inline: bool) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::make(len, inline))
+    }
+
+    /// Completes inside the submit, and what was read does not change afterwards.
+    pub fn without_lending(len: usize) -> Arc<Self> {
+        let mut ram = Self::make(len, true);
+        ram.lends = false;
+        Arc::new(ram)
+    }
+
+    fn make(len: usize, inline: bool) -> Self {
+        Self {
             mem: LentMem::anonymous(len).expect("memory"),
             inline,
+            lends: inline,
             broken: AtomicBool::new(false),
             full: AtomicBool::new(false),
             fua: AtomicUsize::new(0),
             bios: AtomicUsize::new(0),
             flushes: AtomicUsize::new(0),
-        })
+        }
     }
 
     fn run(mem: &LentMem, bio: &mut SubmittedBio) -> Result {
@@ -93,7 +107,7 @@ impl BlockOps for Ram {
     }
 
     fn direct_access(&self, pos: u64, len: usize) -> Option<LentRange> {
-        if !self.inline {
+        if !self.lends {
             return None;
         }
         self.mem.range(usize::try_from(pos).ok()?, len).ok()
