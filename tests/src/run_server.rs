@@ -101,6 +101,9 @@ impl RunServer {
         if options.sysfs {
             command.arg("--sysfs").arg(dir.join("mnt"));
         }
+        if !options.more.iter().any(|arg| arg == "--config") {
+            command.arg("--no-config");
+        }
         command.args(&options.more);
         command.envs(options.env.iter().map(|(k, v)| (k, v)));
         let mut child = command

@@ -407,6 +407,11 @@ pub fn scstd() -> &'static Path {
     })
 }
 
+/// Path of the `scstadmin` binary, which is beside `scstd`.
+pub fn scstadmin() -> PathBuf {
+    scstd().with_file_name("scstadmin")
+}
+
 /// `cargo test` builds the binaries of the package under test only; ours is in the root package. Built as the test
 /// itself was: with the test profile's settings beside it, or in release mode.
 fn build() -> PathBuf {
@@ -429,6 +434,8 @@ fn build() -> PathBuf {
             "--workspace",
             "--bin",
             "scstd",
+            "--bin",
+            "scstadmin",
             "--profile",
             profile,
         ])

@@ -45,6 +45,18 @@ pub(crate) enum Command {
 /// Arguments of `scstd run`.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
+    /// The configuration to apply at the start, and again on SIGHUP: an scst.conf [default: /etc/scst.conf, if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Start empty, whether there is an /etc/scst.conf or not
+    #[arg(long, conflicts_with = "config")]
+    pub(crate) no_config: bool,
+
+    /// Apply what can be applied of the configuration; otherwise an error in it is the end
+    #[arg(long)]
+    pub(crate) cont_on_err: bool,
+
     /// Address to listen on; may be given several times. Port 0 takes a free one [default: port 3260 of every IPv4 and IPv6 address]
     #[arg(long = "portal", value_name = "ADDR:PORT")]
     pub(crate) portals: Vec<String>,

@@ -1,6 +1,7 @@
 //! `scstd run` and its tree: the mount, the control socket, `scstd exec`, as root and as an ordinary user.
 
 mod aptpl;
+mod config;
 mod exec;
 mod scstadmin_suite;
 mod under_load;

@@ -173,7 +173,7 @@ fn what_cannot_be_is_one_line() {
     ];
     for (args, why) in cases {
         let mut command = Command::new(scst_tests::server::scstd());
-        command.args(["-q", "run", "--portal", "127.0.0.1:0"]);
+        command.args(["-q", "run", "--no-config", "--portal", "127.0.0.1:0"]);
         // What is given twice has to be left out here.
         if args[0] != "--control" {
             command.args(["--control", &path("c.sock")]);

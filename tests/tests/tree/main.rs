@@ -4,6 +4,7 @@
 //! `tests/sysfs/known-tree.tsv` says what differs, and why: section, path with `*` for any characters, and the reason.
 
 mod bench;
+mod config;
 mod effects;
 
 use std::collections::BTreeMap;

@@ -196,7 +196,13 @@ impl Admin<'_> {
         let mut nowhere = std::io::sink();
         let out: &mut dyn Write = if self.json { &mut nowhere } else { self.out };
         let mut tell = Tell { out, err: self.err };
-        conf::run_op(op, self.tree, self.stores, &mut tell)
+        let done = conf::run_op(op, self.tree, self.stores, &mut tell);
+        if let Err(failed) = &done
+            && let Some(why) = conf::reason(op, *failed)
+        {
+            tell.err(&format!("{why}\n"));
+        }
+        done
     }
 
     /// Asks whether a change is wanted.
@@ -348,6 +354,9 @@ impl Admin<'_> {
         }
         if let Some(text) = report.fatal {
             let _ = self.fatal::<()>(&text);
+            if report.undone > 0 {
+                self.print(&format!("{} change(s) were undone.\n", report.undone));
+            }
             self.print(&format!("{} change(s) were made.\n", report.applied.len()));
             if !report.not_applied.is_empty() {
                 self.print(&format!(

@@ -5,22 +5,26 @@ use std::io::Write;
 use kshim::error::{Error, code};
 use kshim::kobject::tree::TreeOps;
 
-use super::Options;
 use super::object;
 use super::op::{Failed, Op, Stores, value_is};
-use super::plan::{Plan, Step, Unless};
+use super::place::place_of;
+use super::plan::{Step, Unless};
+use super::undo::{Inverse, inverse};
+use super::{Options, Prepared};
 
 /// What became of a plan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// Remarks and warnings.
     pub remarks: Vec<String>,
-    /// What was done.
+    /// What was done, and not taken back.
     pub applied: Vec<String>,
-    /// What did not work, each with the reason.
+    /// What did not work, each with the place in the file and the reason.
     pub failed: Vec<String>,
     /// What was not tried any more.
     pub not_applied: Vec<String>,
+    /// How many changes were taken back after a failure.
+    pub undone: usize,
     /// The sentence about the failure that ended it, if one did.
     pub fatal: Option<String>,
 }
@@ -42,7 +46,7 @@ pub(crate) fn sentence(failed: Failed) -> String {
 }
 
 /// The name of an errno in brackets, as it is told on standard error.
-pub(crate) fn errno_tag(e: Error) -> String {
+fn errno_tag(e: Error) -> String {
     format!(
         "({}) ",
         e.name()
@@ -53,7 +57,14 @@ pub(crate) fn errno_tag(e: Error) -> String {
 /// What sentences say whose reason is only in the errno.
 const SEE_LOG: &str = "dmesg";
 
-/// One operation, told while it is done. Why a store failed is told on `err`.
+/// What is told on standard error where SCST's sentence sends the reader to the log of a kernel.
+pub(crate) fn reason(op: &Op, failed: Failed) -> Option<String> {
+    let told = matches!(op, Op::SetAttr { .. });
+    let why = || format!("{}: {}", op.describe(), super::strerror(failed.errno));
+    (!told && failed.failure.text.contains(SEE_LOG)).then(why)
+}
+
+/// One operation, told while it is done. Only where stores of attributes fail the errno is told too, on `err`.
 ///
 /// Context: may sleep.
 pub(crate) fn run_op(
@@ -64,15 +75,8 @@ pub(crate) fn run_op(
 ) -> Result<(), Failed> {
     tell.out(&format!("\t-> {}: ", op.describe()));
     let result = op.run(tree, stores, tell.out);
-    match (&result, op) {
-        (Ok(()), _) => {}
-        (Err(failed), Op::SetAttr { .. }) => tell.err(&errno_tag(failed.errno)),
-        // Here the log of a kernel has nothing to add.
-        (Err(failed), _) if failed.failure.text.contains(SEE_LOG) => {
-            let why = super::strerror(failed.errno);
-            tell.err(&format!("scstadmin: {}: {why}\n", op.describe()));
-        }
-        (Err(_), _) => {}
+    if let (Err(failed), Op::SetAttr { .. }) = (&result, op) {
+        tell.err(&errno_tag(failed.errno));
     }
     tell.out("done.\n");
     result
@@ -91,57 +95,118 @@ impl Tell<'_> {
         let _ = self.out.flush();
     }
 
-    fn err(&mut self, text: &str) {
+    pub(crate) fn err(&mut self, text: &str) {
         let _ = self.err.write_all(text.as_bytes());
     }
 }
 
-/// Executes a plan.
+/// Executes a plan. After a failure that ends it, all is taken back, if nothing was removed.
 ///
 /// Context: may sleep.
 pub(crate) fn apply(
-    plan: &Plan,
+    prepared: &Prepared,
     tree: &dyn TreeOps,
     options: &Options,
     tell: &mut Tell<'_>,
 ) -> Report {
-    let mut report = Report::default();
-    for step in &plan.steps {
-        let (op, unless) = match step {
+    let mut run = Run {
+        prepared,
+        tree,
+        options,
+        report: Report::default(),
+        back: Vec::new(),
+    };
+    for step in &prepared.plan.steps {
+        match step {
             Step::Say(line) => {
                 tell.out(line);
-                report.remarks.push(line.trim().to_owned());
-                continue;
+                run.report.remarks.push(line.trim().to_owned());
             }
-            Step::Do(op, unless) => (op, *unless),
-        };
-        if report.fatal.is_some() {
-            report.not_applied.push(op.describe());
-            continue;
-        }
-        if is_done(op, unless, tree) {
-            continue;
-        }
-        match run_checked(op, unless, tree, options.stores, tell) {
-            Ok(()) => report.applied.push(op.describe()),
-            Err(failed) => {
-                let what = sentence(failed);
-                report
-                    .failed
-                    .push(format!("{}: {what} ({})", op.describe(), failed.errno));
-                if !op.is_fatal() {
-                    tell.out(&format!(
-                        "\n\nWARNING: Received the following error:\n\n\t{what}\n\n"
-                    ));
-                } else if options.cont_on_err {
-                    tell.out(&format!("{what}\n"));
-                } else {
-                    report.fatal = Some(what);
-                }
+            Step::Do(op, _) if run.report.fatal.is_some() => {
+                run.report.not_applied.push(op.describe());
             }
+            Step::Do(op, unless) if is_done(op, *unless, tree) => {}
+            Step::Do(op, unless) => run.step(op, *unless, tell),
         }
     }
-    report
+    if run.report.fatal.is_some() {
+        run.undo();
+    }
+    run.report
+}
+
+struct Run<'a> {
+    prepared: &'a Prepared,
+    tree: &'a dyn TreeOps,
+    options: &'a Options,
+    report: Report,
+    /// What takes back what was done, the first first.
+    back: Vec<Inverse>,
+}
+
+impl Run<'_> {
+    fn step(&mut self, op: &Op, unless: Unless, tell: &mut Tell<'_>) {
+        let back = match self.options.cont_on_err {
+            true => Inverse::None,
+            false => inverse(op, self.tree),
+        };
+        match run_checked(op, unless, self.tree, self.options.stores, tell) {
+            Ok(()) => {
+                self.report.applied.push(op.describe());
+                self.back.push(back);
+            }
+            Err(failed) => self.failed(op, failed, tell),
+        }
+    }
+
+    fn failed(&mut self, op: &Op, failed: Failed, tell: &mut Tell<'_>) {
+        let what = sentence(failed);
+        let place = match place_of(op, &self.prepared.config) {
+            Some(pos) => format!("{}:{}:{}", self.prepared.name, pos.line, pos.col),
+            None => self.prepared.name.clone(),
+        };
+        let why = super::strerror(failed.errno);
+        let line = format!("{place}: {}: {why}", op.describe());
+        if reason(op, failed).is_some() {
+            tell.err(&format!("{line}\n"));
+        }
+        self.report.failed.push(line);
+        if !op.is_fatal() {
+            tell.out(&format!(
+                "\n\nWARNING: Received the following error:\n\n\t{what}\n\n"
+            ));
+        } else if self.options.cont_on_err {
+            tell.out(&format!("{what}\n"));
+        } else {
+            self.report.fatal = Some(what);
+        }
+    }
+
+    /// Takes back what was done, the last first; nothing if something was removed.
+    fn undo(&mut self) {
+        if self.back.contains(&Inverse::None) {
+            return;
+        }
+        while let Some(back) = self.back.pop() {
+            let Inverse::Op(op) = back else {
+                self.report.applied.pop();
+                continue;
+            };
+            let done = op.run(self.tree, self.options.stores, &mut std::io::sink());
+            match done {
+                Ok(()) => self.report.undone += 1,
+                // An attribute of something new goes with it.
+                Err(_) if matches!(*op, Op::SetAttr { .. }) => {}
+                Err(failed) => {
+                    let why = super::strerror(failed.errno);
+                    let line = format!("{}: {}: {why}", self.prepared.name, op.describe());
+                    self.report.failed.push(line);
+                    return;
+                }
+            }
+            self.report.applied.pop();
+        }
+    }
 }
 
 /// What a new object has is known only now, and so is what it lacks.

@@ -9,6 +9,7 @@ pub(crate) mod access;
 mod apply;
 pub(crate) mod attr;
 mod check;
+mod diagnose;
 pub mod failure;
 mod known;
 pub mod live;
@@ -16,8 +17,10 @@ pub mod model;
 pub mod object;
 mod old;
 pub(crate) mod op;
+mod place;
 pub(crate) mod plan;
 pub mod syntax;
+mod undo;
 pub mod writer;
 
 #[cfg(test)]
@@ -34,7 +37,7 @@ use kshim::kobject::tree::TreeOps;
 
 pub use access::SYSFS_ROOT;
 pub use apply::Report;
-pub(crate) use apply::{Tell, run_op, sentence};
+pub(crate) use apply::{Tell, reason, run_op, sentence};
 use live::Live;
 pub use live::{NonKey, write_config};
 use model::Config;
@@ -145,6 +148,9 @@ fn not_utf8(e: &std::string::FromUtf8Error) -> Problem {
 
 /// A file that was read and checked against a server, with the plan to apply it.
 pub(crate) struct Prepared {
+    /// The file.
+    pub(crate) name: String,
+    pub(crate) config: Config,
     pub(crate) plan: Plan,
     /// Errors of the check and of the plan, when they do not stop it.
     pub(crate) errors: usize,
@@ -192,7 +198,12 @@ pub(crate) fn prepare(
     } else {
         let _ = write!(out, "\t-> Done, {} warnings found.\n\n", counts.warnings);
     }
-    Ok(Prepared { plan, errors })
+    Ok(Prepared {
+        name,
+        config,
+        plan,
+        errors,
+    })
 }
 
 /// Makes a server what a configuration file says, telling on `out` and `err` what SCST's scstadmin tells.
@@ -228,7 +239,7 @@ pub(crate) fn apply_prepared(
         return show(plan, &mut tell);
     }
     tell.out("-> Applying configuration.\n");
-    let report = apply::apply(plan, tree, options, &mut tell);
+    let report = apply::apply(prepared, tree, options, &mut tell);
     if report.fatal.is_none() {
         tell.out(&format!(
             "\t-> Done, {} change(s) made.\n",

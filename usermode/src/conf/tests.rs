@@ -167,21 +167,46 @@ fn cont_on_err_applies_the_rest() {
 }
 
 #[test]
-fn what_fails_midway_is_told_with_what_was_done_and_what_not() {
-    let tree = Fake::recorded('A');
-    *tree.fails.lock() = Some(("add_device disk3".to_owned(), kshim::error::code::EINVAL));
-    let (result, _) = apply_text(&tree, SCST_CONF, Options::default());
-    let report = result.unwrap();
-    assert_eq!(
-        report.fatal.as_deref(),
-        Some("Failed to open device. See \"dmesg\" for more information.")
-    );
-    assert_eq!(report.failed.len(), 1);
-    assert!(report.applied.iter().any(|l| l.contains("'disk0'")));
-    assert!(
-        report.not_applied.iter().any(|l| l.contains("'disk4'")),
-        "{report:#?}"
-    );
+fn what_fails_midway_is_told_with_its_place_and_taken_back() {
+    for (failing, what, line) in [
+        ("add_device disk3", "Opening device 'disk3' using", 24),
+        ("create grp1", "Adding new group 'grp1' to", 0),
+        ("tg2/remote_tgt_1/rel_tgt_id: 77", "", 0),
+    ] {
+        let tree = Fake::recorded('A');
+        let before = tree.dump();
+        *tree.fails.lock() = Some((failing.to_owned(), kshim::error::code::EINVAL));
+        let text = if line == 0 {
+            extra()
+        } else {
+            SCST_CONF.to_owned()
+        };
+        let (result, out) = apply_text(&tree, &text, Options::default());
+        let report = result.unwrap();
+        if what.is_empty() {
+            // An attribute that cannot be set is a warning, as with SCST's scstadmin.
+            assert!(report.fatal.is_none() && report.failed.len() == 1, "{out}");
+            assert!(
+                report.failed[0].contains(":116:4: Setting target"),
+                "{report:#?}"
+            );
+            continue;
+        }
+        assert!(
+            report.fatal.is_some() && report.undone > 3,
+            "{report:#?}\n{out}"
+        );
+        assert_eq!(tree.dump(), before);
+        assert!(report.applied.is_empty() && !report.not_applied.is_empty());
+        assert_eq!(report.failed.len(), 1, "{report:#?}");
+        assert!(report.failed[0].contains(what), "{report:#?}");
+        if line > 0 {
+            assert!(
+                report.failed[0].contains(&format!(":{line}:2: ")),
+                "{report:#?}"
+            );
+        }
+    }
 }
 
 #[test]

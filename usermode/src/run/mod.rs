@@ -3,6 +3,7 @@
 //! Key types: [`settings::Settings`] is what was asked for, [`Running`] the server. The tree has three views: the control
 //! socket, a FUSE mount (`--sysfs`), and the file systems of `scstd exec`.
 
+mod config;
 mod settings;
 
 use std::io::Write as _;
@@ -53,7 +54,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     PagePool::start_aging();
     let mut running = Running::start(&settings)?;
     let ready = running
-        .open(&settings, inherited)
+        .configure(&settings)
+        .and_then(|()| running.open(&settings, inherited))
         .and_then(|()| ready(&running));
     if let Err(e) = ready {
         if let Err(e) = running.stop() {
@@ -65,7 +67,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     tell_manager("READY=1");
     let why = loop {
         match signals.next()? {
-            Termination::Hup => log::info!("SIGHUP: there is no configuration file to apply"),
+            Termination::Hup => reload(&running, &settings),
             Termination::Term => break "SIGTERM",
             Termination::Int => break "SIGINT",
         }
@@ -74,6 +76,19 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     tell_manager("STOPPING=1");
     signals.exit_on_next()?;
     running.stop()
+}
+
+/// Applies what differs in the configuration file; what is wrong with it is logged, and the server goes on as it is.
+fn reload(running: &Running, settings: &Settings) {
+    if settings.config.is_none() {
+        log::info!("SIGHUP: there is no configuration file to apply");
+        return;
+    }
+    tell_manager("RELOADING=1");
+    if let Err(e) = running.configure(settings) {
+        log::error!("SIGHUP: {e:#}");
+    }
+    tell_manager("READY=1");
 }
 
 fn tell_manager(state: &str) {
@@ -153,6 +168,14 @@ impl Running {
             mount: None,
             exec_mounts: Arc::default(),
         })
+    }
+
+    /// Applies the configuration file.
+    fn configure(&self, settings: &Settings) -> Result<()> {
+        match &settings.config {
+            Some(config) => config.apply(&Tree::new(self.tree.root())),
+            None => Ok(()),
+        }
     }
 
     /// Opens control socket, mount and portals.

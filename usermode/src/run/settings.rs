@@ -8,6 +8,7 @@ use backstores::tcmur;
 use kshim::host;
 use kshim::kobject::control;
 
+use super::config::ConfigFile;
 use crate::cli::{Poller, RunArgs};
 use crate::config;
 
@@ -22,6 +23,7 @@ pub(super) struct Settings {
     pub(super) portals: Vec<SocketAddr>,
     /// Nobody named portals: one that this host cannot have is left out.
     pub(super) default_portals: bool,
+    pub(super) config: Option<ConfigFile>,
     pub(super) control: PathBuf,
     pub(super) sysfs: Option<PathBuf>,
     pub(super) state_dir: PathBuf,
@@ -46,6 +48,7 @@ impl Settings {
         Ok(Self {
             portals,
             default_portals,
+            config: ConfigFile::of(args),
             control: args.control.clone().unwrap_or_else(control::default_path),
             sysfs: args.sysfs.clone(),
             state_dir: args.state_dir.clone().unwrap_or_else(default_state_dir),
