@@ -33,9 +33,13 @@ pub mod crypto;
 #[cfg(not(loom))]
 pub mod error;
 #[cfg(not(loom))]
+pub mod fault_inject;
+#[cfg(not(loom))]
 pub mod fs;
 #[cfg(not(loom))]
 pub mod host;
+#[cfg(not(loom))]
+pub mod idr;
 #[cfg(not(loom))]
 pub mod kobject;
 #[cfg(not(loom))]
@@ -48,6 +52,8 @@ pub mod net;
 pub mod ns;
 #[cfg(not(loom))]
 pub mod page;
+#[cfg(not(loom))]
+pub mod params;
 #[cfg(not(loom))]
 pub mod percpu;
 #[cfg(not(loom))]

@@ -1,6 +1,6 @@
 //! Scatterlists: the data of a command as a list of pieces.
 //!
-//! An [`SGTable`] owns its pieces, of four kinds:
+//! An [`SGTable`] owns its pieces, of five kinds:
 //!
 //! | piece | made by | readable | writable |
 //! |---|---|---|---|
@@ -8,6 +8,7 @@
 //! | shared receive memory | [`SGTable::push_shared`] | as slices | no |
 //! | lent memory of a disk | [`SGTable::push_lent`] | by copies only | yes, by copies only |
 //! | zeros | [`SGTable::push_zeroes`] | as slices | no |
+//! | a table that several share | [`SharedTable::table`] | as its own pieces | no |
 //!
 //! Bytes are addressed by their offset in the whole table, so that users rarely see pieces. The first piece is stored in the
 //! table itself: a table of one piece allocates nothing. There are no atomic operations but the reference counts of shared
@@ -31,6 +32,7 @@
 //! C header: `include/linux/scatterlist.h`
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::error::{Result, code};
 use crate::page::{LentMem, LentRange, PageBuf, RxSlice, check_range};
@@ -47,6 +49,7 @@ enum Piece {
     Shared(RxSlice),
     Lent(LentRange),
     Zero,
+    Table(Arc<SGTable>),
 }
 
 /// A piece of memory and the part of it that counts.
@@ -68,6 +71,7 @@ impl SGEntry {
             Piece::Pages(p) => p.as_slice().get(start..start + len),
             Piece::Shared(s) => s.get(start..start + len),
             Piece::Zero => ZEROES.get(..len),
+            Piece::Table(t) => t.as_slice(start, len),
             Piece::Lent(_) => None,
         }
     }
@@ -88,6 +92,10 @@ impl SGEntry {
                 }
                 Ok(())
             }
+            Piece::Table(t) => t.walk(self.off + at, len, |e, off, n| {
+                e.for_each(off, n, f)?;
+                Ok(true)
+            }),
             Piece::Lent(r) => {
                 let mut bounce = [0u8; BOUNCE_LEN];
                 let mut done = 0;
@@ -365,7 +373,7 @@ impl SGTable {
                 Piece::Pages(p) => p.as_mut_slice()[start..start + n].fill(byte),
                 Piece::Lent(r) => r.fill(start, n, byte)?,
                 Piece::Zero if byte == 0 => {}
-                Piece::Shared(_) | Piece::Zero => return Err(code::EFAULT),
+                Piece::Shared(_) | Piece::Zero | Piece::Table(_) => return Err(code::EFAULT),
             }
             Ok(true)
         })
@@ -461,7 +469,7 @@ impl SGTable {
             match &mut e.piece {
                 Piece::Pages(p) => mem.copy_out(pos, &mut p.as_mut_slice()[start..start + n])?,
                 Piece::Lent(r) => mem.copy_to_lent(pos, r, start, n)?,
-                Piece::Shared(_) | Piece::Zero => return Err(code::EFAULT),
+                Piece::Shared(_) | Piece::Zero | Piece::Table(_) => return Err(code::EFAULT),
             }
             pos += n;
             Ok(true)
@@ -477,6 +485,7 @@ impl SGTable {
             match &e.piece {
                 Piece::Lent(r) => mem.copy_from_lent(pos, r, e.off + eoff, n)?,
                 Piece::Zero => mem.fill(pos, n, 0)?,
+                Piece::Table(t) => t.copy_to_lent(e.off + eoff, mem, pos, n)?,
                 _ => mem.copy_in(pos, e.bytes(eoff, n).ok_or(code::EFAULT)?)?,
             }
             pos += n;
@@ -536,7 +545,11 @@ impl SGTable {
         self.first
             .iter()
             .chain(self.rest.iter())
-            .any(|e| matches!(e.piece, Piece::Lent(_)))
+            .any(|e| match &e.piece {
+                Piece::Lent(_) => true,
+                Piece::Table(t) => t.has_lent(),
+                _ => false,
+            })
     }
 
     /// Whether every contiguous part of a range begins and ends at multiples of `align` in memory, as O_DIRECT asks.
@@ -580,9 +593,27 @@ impl SGTable {
                     }
                     return Ok(true);
                 }
+                Piece::Table(t) => {
+                    let mut go_on = true;
+                    t.for_each_raw_dyn(start, n, &mut |p, n| {
+                        go_on = f(p, n);
+                        go_on
+                    })?;
+                    return Ok(go_on);
+                }
             };
             Ok(f(base.wrapping_add(start), n))
         })
+    }
+
+    /// The same by a trait object: tables may be nested to any depth, types not.
+    fn for_each_raw_dyn(
+        &self,
+        at: usize,
+        len: usize,
+        f: &mut dyn FnMut(*const u8, usize) -> bool,
+    ) -> Result {
+        self.for_each_raw(at, len, f)
     }
 
     /// As [`SGTable::for_each_raw`], for system calls and foreign code that write.
@@ -600,7 +631,7 @@ impl SGTable {
             let base = match &mut e.piece {
                 Piece::Pages(p) => p.ptr(),
                 Piece::Lent(r) => r.ptr(),
-                Piece::Shared(_) | Piece::Zero => return Err(code::EFAULT),
+                Piece::Shared(_) | Piece::Zero | Piece::Table(_) => return Err(code::EFAULT),
             };
             Ok(f(base.wrapping_add(e.off + off), n))
         })
@@ -616,8 +647,61 @@ impl SGEntry {
                 Ok(())
             }
             Piece::Lent(r) => r.copy_in(start, src),
-            Piece::Shared(_) | Piece::Zero => Err(code::EFAULT),
+            Piece::Shared(_) | Piece::Zero | Piece::Table(_) => Err(code::EFAULT),
         }
+    }
+}
+
+/// A table whose bytes several requests read at the same time, as the writes of a mirror do: each gets a table of its own
+/// ([`SharedTable::table`]) that stands for all of it. The memory cannot be written meanwhile. When the others are gone the
+/// table comes back as it was.
+///
+/// The kernel's clones of a bio share its vector of pages, which nobody may change; here the type says so.
+///
+/// ```
+/// use kshim::scatterlist::{SGTable, SharedTable};
+///
+/// let shared = SharedTable::new(SGTable::alloc_zeroed(8192)?);
+/// let (a, mut b) = (shared.table()?, shared.table()?);
+/// assert_eq!((a.len(), b.nents()), (8192, 1));
+/// assert!(b.fill(0, 1, 7).is_err());
+/// let shared = shared.into_inner().unwrap_err();
+/// drop((a, b));
+/// assert_eq!(shared.into_inner().map(|t| t.len()).ok(), Some(8192));
+/// # Ok::<(), kshim::error::Error>(())
+/// ```
+#[doc(alias = "bio_alloc_clone")]
+#[doc(alias = "__bio_clone_fast")]
+#[derive(Debug, Clone)]
+pub struct SharedTable(Arc<SGTable>);
+
+impl SharedTable {
+    /// Shares a table.
+    pub fn new(table: SGTable) -> SharedTable {
+        SharedTable(Arc::new(table))
+    }
+
+    /// A table that stands for the shared one.
+    ///
+    /// Context: any. Errors: `ENOMEM`.
+    pub fn table(&self) -> Result<SGTable> {
+        let mut sg = SGTable::new();
+        sg.push(SGEntry {
+            len: self.0.len,
+            piece: Piece::Table(Arc::clone(&self.0)),
+            off: 0,
+        })?;
+        Ok(sg)
+    }
+
+    /// The table itself.
+    pub fn get(&self) -> &SGTable {
+        &self.0
+    }
+
+    /// The table as it was, when no other table or handle stands for it any more; else `self`.
+    pub fn into_inner(self) -> Result<SGTable, SharedTable> {
+        Arc::try_unwrap(self.0).map_err(SharedTable)
     }
 }
 

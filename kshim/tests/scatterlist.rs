@@ -3,7 +3,7 @@
 use kshim::crypto::{crc32c, crc32c_append};
 use kshim::error::code;
 use kshim::page::{LentMem, PageBuf, RxChunk};
-use kshim::scatterlist::SGTable;
+use kshim::scatterlist::{SGTable, SharedTable};
 use proptest::prelude::*;
 
 #[derive(Debug, Clone)]
@@ -223,8 +223,27 @@ proptest! {
             m.apply(op);
             m.check();
         }
+        // A table that stands for a table, and one for parts of it, read the same and cannot be written.
+        let len = m.sg.len();
+        let shared = SharedTable::new(std::mem::take(&mut m.sg));
+        m.sg = shared.table().unwrap();
+        m.check();
+        let outer = SharedTable::new(std::mem::take(&mut m.sg));
+        m.sg = outer.table().unwrap();
+        m.check();
+        assert!(len == 0 || m.sg.copy_from_slice(0, b"x") == Err(code::EFAULT));
+        let mem = LentMem::anonymous(len.max(1)).unwrap();
+        m.sg.copy_to_lent(0, &mem, 0, len).unwrap();
+        let mut out = vec![0; len];
+        mem.copy_out(0, &mut out).unwrap();
+        assert!(out == m.bytes);
+        m.sg.truncate(len / 2);
+        m.bytes.truncate(len / 2);
+        m.check();
         m.sg.clear();
         assert_eq!((m.sg.len(), m.sg.nents()), (0, 0));
+        assert!(shared.into_inner().is_err());
+        assert_eq!(outer.into_inner().map(|t| t.len()).ok(), Some(len));
     }
 }
 

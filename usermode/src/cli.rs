@@ -65,6 +65,11 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) sysfs: Option<PathBuf>,
 
+    /// Mount the tree of block drivers (/dev/null_blk/..., /dev/nbd/..., ...) at this directory, by FUSE: what /sys/block is
+    /// for the kernel's
+    #[arg(long, value_name = "DIR")]
+    pub(crate) block_sysfs: Option<PathBuf>,
+
     /// The control socket [default: $SCST_CONTROL, else scst/control.sock below $XDG_RUNTIME_DIR or /run]
     #[arg(long, value_name = "SOCKET")]
     pub(crate) control: Option<PathBuf>,
@@ -109,7 +114,8 @@ pub(crate) struct ExecArgs {
 pub(crate) struct ServeArgs {
     /// A size as 1G is a RAM disk (K, M, G, T: powers of 1024); anything with a "/", the name of an existing file, or
     /// any name if --size is given, is a file or block device. /dev/tcmur/KIND/WHAT is a disk of a tcmu-runner
-    /// handler, as /dev/tcmur/qcow//images/a.qcow2. The first is LUN 0, the next LUN 1, ...
+    /// handler, as /dev/tcmur/qcow//images/a.qcow2; /dev/brd/..., /dev/null_blk/... and others are disks of drivers
+    /// of our own. The first is LUN 0, the next LUN 1, ...
     #[arg(value_name = "FILE|SIZE", required = true)]
     pub(crate) luns: Vec<OsString>,
 

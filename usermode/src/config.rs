@@ -13,7 +13,7 @@ use kshim::fs::{self, File, FileKind, OpenOptions, Stat};
 use kshim::host;
 
 use crate::cli::{Poller, ServeArgs};
-use crate::{chap, iqn, size};
+use crate::{chap, iqn, ports, size};
 
 /// Most reactors that can be asked for.
 const MAX_CPUS: usize = 64;
@@ -68,6 +68,8 @@ pub(crate) enum Backing {
     File(PathBuf),
     /// A host block device with this absolute path.
     BlockDevice(PathBuf),
+    /// A disk that a driver of `ports/` makes when this path is opened.
+    Port(String),
     /// A disk of a tcmu-runner handler.
     Tcmur {
         /// Its path, below [`TCMUR_PREFIX`].
@@ -108,6 +110,7 @@ impl ServeConfig {
             bail!("{luns} LUNs, more than {MAX_LUNS}");
         }
         tcmur::init(args.handler_dir.as_deref()).context("--handler-dir")?;
+        ports::init().context("block drivers")?;
         let mut planner = Planner {
             size,
             read_only: args.read_only,
@@ -190,6 +193,13 @@ impl Planner {
         if let Some(path) = argument.to_str().filter(|p| p.starts_with(TCMUR_PREFIX)) {
             return self.tcmur(n, path);
         }
+        if let Some(path) = argument.to_str().filter(|p| ports::has(p)) {
+            if let Some(first) = self.planned.insert(PathBuf::from(path), n) {
+                bail!("is LUN {first} already; a disk can be one LUN only");
+            }
+            self.add(n, Backing::Port(path.to_owned()), 0);
+            return Ok(());
+        }
         let path = Path::new(argument);
         let has_slash = argument.as_encoded_bytes().contains(&b'/');
         let stat = match fs::stat(path) {
@@ -245,7 +255,9 @@ impl Planner {
         let identity = match &backing {
             Backing::Ram | Backing::Null => format!("ram {} {n}", self.ram_identity),
             Backing::File(path) | Backing::BlockDevice(path) => path.to_string_lossy().into_owned(),
-            Backing::Tcmur { path, .. } => path.split('?').next().unwrap_or(path).to_owned(),
+            Backing::Tcmur { path, .. } | Backing::Port(path) => {
+                path.split('?').next().unwrap_or(path).to_owned()
+            }
         };
         self.luns.push(LunSpec {
             name: format!("disk{n}"),

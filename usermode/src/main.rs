@@ -14,6 +14,7 @@ mod config;
 mod exec;
 mod iqn;
 mod logger;
+mod ports;
 mod run;
 mod serve;
 mod server;

@@ -75,6 +75,7 @@ fn describe(lun: &LunSpec) -> String {
         Backing::File(path) => format!("file {}", path.display()),
         Backing::BlockDevice(path) => format!("block device {}", path.display()),
         Backing::Tcmur { path, .. } => format!("handler {path}"),
+        Backing::Port(path) => format!("disk {path}"),
     };
     let size = match lun.bytes {
         0 => String::new(),

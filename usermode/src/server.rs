@@ -172,7 +172,9 @@ impl Server {
             Backing::Null => (VdiskKind::Nullio, None),
             Backing::File(path) => (VdiskKind::Fileio, Some(path.clone())),
             Backing::BlockDevice(path) => (VdiskKind::Blockio, Some(path.clone())),
-            Backing::Tcmur { path, .. } => (VdiskKind::Blockio, Some(path.into())),
+            Backing::Tcmur { path, .. } | Backing::Port(path) => {
+                (VdiskKind::Blockio, Some(path.into()))
+            }
         };
         let mut params = VdiskParams::new(kind);
         params.filename = path;
@@ -182,8 +184,8 @@ impl Server {
         params.read_only = spec.read_only;
         params.rotational = Some(false);
         params.thin_provisioned = match spec.backing {
-            // Not every handler can give blocks back.
-            Backing::Tcmur { .. } => None,
+            // Not every handler or driver can give blocks back.
+            Backing::Tcmur { .. } | Backing::Port(_) => None,
             _ => Some(!spec.read_only && spec.backing != Backing::Null),
         };
         let serial = format!("{:016x}", spec.serial);

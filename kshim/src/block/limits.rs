@@ -59,6 +59,39 @@ impl Default for QueueLimits {
 }
 
 impl QueueLimits {
+    /// What a disk made of several can do when this is so for what was stacked already, and `lower` for one more: the
+    /// larger blocks, the smaller limits, and what all of them can.
+    ///
+    /// ```
+    /// use kshim::block::QueueLimits;
+    ///
+    /// let a = QueueLimits { max_discard_bytes: 1 << 20, write_cache: false, ..QueueLimits::default() };
+    /// let b = QueueLimits { logical_block_size: 4096, physical_block_size: 4096, ..QueueLimits::default() };
+    /// let both = a.stack(&b);
+    /// assert_eq!((both.logical_block_size, both.max_discard_bytes, both.write_cache), (4096, 0, true));
+    /// ```
+    #[doc(alias = "blk_stack_limits")]
+    #[doc(alias = "queue_limits_stack_bdev")]
+    #[must_use]
+    pub fn stack(&self, lower: &QueueLimits) -> QueueLimits {
+        QueueLimits {
+            logical_block_size: self.logical_block_size.max(lower.logical_block_size),
+            physical_block_size: self.physical_block_size.max(lower.physical_block_size),
+            io_min: self.io_min.max(lower.io_min),
+            io_opt: self.io_opt.max(lower.io_opt),
+            max_discard_bytes: self.max_discard_bytes.min(lower.max_discard_bytes),
+            discard_granularity: self.discard_granularity.max(lower.discard_granularity),
+            discard_zeroes_data: self.discard_zeroes_data && lower.discard_zeroes_data,
+            max_write_zeroes_bytes: self
+                .max_write_zeroes_bytes
+                .min(lower.max_write_zeroes_bytes),
+            write_cache: self.write_cache || lower.write_cache,
+            fua: self.fua && lower.fua,
+            rotational: self.rotational || lower.rotational,
+            read_only: self.read_only || lower.read_only,
+        }
+    }
+
     /// Checks what a driver announces.
     pub(crate) fn is_valid(&self) -> bool {
         let ok = |size: u32| size.is_power_of_two() && size >= SECTOR_SIZE as u32;

@@ -2,7 +2,7 @@
 //!
 //! A user opens a [`BlockDevice`] by path and submits [`Bio`]s, which come back through their [`BioEndIo`]. A driver
 //! implements [`BlockOps`] and calls [`register_disk`], or [`register_prober`] to make disks when they are opened. Paths that nobody registered are the host's block devices and
-//! plain files, behind a driver of this module.
+//! plain files, behind a driver of this module. What drivers show and let set is in the tree of [`class`].
 //!
 //! # Who owns a bio
 //!
@@ -20,15 +20,19 @@
 //!
 //! C header: `include/linux/blkdev.h`, `include/linux/bio.h`
 
+mod badblocks;
 mod bdev;
 mod bio;
+mod class;
 mod engine;
 mod gendisk;
 mod limits;
 mod passthrough;
 
+pub use badblocks::{BadBlocks, MAX_BADBLOCKS};
 pub use bdev::{BlkMode, BlockDevice};
 pub use bio::{Bio, BioEndIo, BioOp, ReqFlags, SubmittedBio, dropped_bios};
+pub use class::{add_disk_attrs, class, class_dir};
 pub use engine::BlockWorkers;
 pub use gendisk::{BlockOps, BlockProber, GenDisk, disks, register_disk, register_prober};
 pub use limits::{MAX_LOGICAL_BLOCK_SIZE, QueueLimits, SECTOR_SIZE};

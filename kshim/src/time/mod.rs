@@ -11,9 +11,11 @@ use std::time::Duration;
 use crate::sys;
 
 pub mod delay;
+mod hrtimer;
 mod jiffies;
 mod timer;
 
+pub use hrtimer::{HrTimer, HrTimerRestart, forward as hrtimer_forward};
 pub use jiffies::{HZ, Jiffies, Msecs, msecs_to_jiffies};
 pub(crate) use timer::{OneShot, TimerId, arm, disarm};
 pub use timer::{Timer, start};

@@ -259,6 +259,21 @@ impl Timer {
         true
     }
 
+    /// Whether the callback runs now.
+    pub(super) fn is_running(&self) -> bool {
+        with(|st| st.running == Some(self.cb.id))
+    }
+
+    /// Disarms, and waits for the callback unless it is the caller.
+    pub(super) fn delete_for_drop(&self) {
+        if self.is_own_callback() {
+            self.timer_delete();
+        } else {
+            // No `might_sleep!`: callbacks are short, and an object may lose its timer anywhere.
+            self.delete_and_wait();
+        }
+    }
+
     fn is_own_callback(&self) -> bool {
         with(|st| st.running == Some(self.cb.id) && st.thread == thread::current_tid())
     }
@@ -266,12 +281,7 @@ impl Timer {
 
 impl Drop for Timer {
     fn drop(&mut self) {
-        if self.is_own_callback() {
-            self.timer_delete();
-        } else {
-            // No `might_sleep!`: callbacks are short, and an object may lose its timer anywhere.
-            self.delete_and_wait();
-        }
+        self.delete_for_drop();
     }
 }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use iscsi_scst::driver::IscsiDriver;
+use kshim::block;
 use kshim::error::code;
 use kshim::kobject::Kobject;
 use kshim::kobject::control::Server as ControlServer;
@@ -112,6 +113,9 @@ fn ready(running: &Running) -> Result<()> {
     if let Some(mount) = &running.mount {
         text += &format!("sysfs {}\n", mount.dir().display());
     }
+    if let Some(mount) = &running.block_mount {
+        text += &format!("block-sysfs {}\n", mount.dir().display());
+    }
     text += "ready\n";
     let mut stdout = std::io::stdout();
     let told = stdout.write_all(text.as_bytes());
@@ -130,6 +134,7 @@ struct Running {
     tree: Arc<ScstTree>,
     control: Option<ControlServer>,
     mount: Option<FuseMount>,
+    block_mount: Option<FuseMount>,
     exec_mounts: Arc<ExecMounts>,
 }
 
@@ -166,6 +171,7 @@ impl Running {
             tree,
             control: None,
             mount: None,
+            block_mount: None,
             exec_mounts: Arc::default(),
         })
     }
@@ -188,6 +194,11 @@ impl Running {
         if let Some(dir) = &settings.sysfs {
             let mount = FuseMount::mount(root, dir);
             self.mount = Some(mount.with_context(|| format!("--sysfs {}", dir.display()))?);
+        }
+        if let Some(dir) = &settings.block_sysfs {
+            let mount = FuseMount::mount(block::class(), dir);
+            let what = || format!("--block-sysfs {}", dir.display());
+            self.block_mount = Some(mount.with_context(what)?);
         }
         self.listen(settings, inherited)
     }
@@ -224,7 +235,7 @@ impl Running {
     ///
     /// What could not be closed or flushed.
     fn stop(self) -> Result<()> {
-        drop(self.mount);
+        drop((self.mount, self.block_mount));
         self.exec_mounts.clear();
         drop(self.control);
         let stopped = server::stop_all(server::Parts {

@@ -10,7 +10,7 @@ use kshim::kobject::control;
 
 use super::config::ConfigFile;
 use crate::cli::{Poller, RunArgs};
-use crate::config;
+use crate::{config, ports};
 
 /// Where kernel SCST keeps its state, and so does root's server.
 const SYSTEM_STATE_DIR: &str = "/var/lib/scst";
@@ -26,6 +26,7 @@ pub(super) struct Settings {
     pub(super) config: Option<ConfigFile>,
     pub(super) control: PathBuf,
     pub(super) sysfs: Option<PathBuf>,
+    pub(super) block_sysfs: Option<PathBuf>,
     pub(super) state_dir: PathBuf,
     pub(super) cpus: usize,
     pub(super) poller: Poller,
@@ -39,6 +40,7 @@ impl Settings {
     /// The first thing that is wrong.
     pub(super) fn check(args: &RunArgs) -> Result<Self> {
         tcmur::init(args.handler_dir.as_deref()).context("--handler-dir")?;
+        ports::init().context("block drivers")?;
         let default_portals = args.portals.is_empty();
         let portals = if default_portals {
             config::portals(&DEFAULT_PORTALS.map(str::to_owned))?
@@ -51,6 +53,7 @@ impl Settings {
             config: ConfigFile::of(args),
             control: args.control.clone().unwrap_or_else(control::default_path),
             sysfs: args.sysfs.clone(),
+            block_sysfs: args.block_sysfs.clone(),
             state_dir: args.state_dir.clone().unwrap_or_else(default_state_dir),
             cpus: config::cpus(args.cpus.as_deref())?,
             poller: args.poller,
