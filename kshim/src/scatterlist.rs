@@ -356,6 +356,7 @@ impl SGTable {
             match &e.piece {
                 Piece::Lent(r) => r.copy_out(e.off + off, to)?,
                 Piece::Zero => to.fill(0),
+                Piece::Table(t) => t.copy_to_slice(e.off + off, to)?,
                 _ => to.copy_from_slice(e.bytes(off, n).ok_or(code::EFAULT)?),
             }
             Ok(true)
