@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::json::Json;
+use serde_json::{Value, json};
+
 use super::table::{self, NonKey, column, pad, rule};
 use super::{Admin, Done};
 use crate::conf::access::{base_name, join, read_text, subdirs};
@@ -72,7 +73,7 @@ impl Admin<'_> {
             return self.devices_by_handler(Some(name));
         }
         if self.json {
-            return self.answer(&Json::texts(&handlers));
+            return self.answer(&json!(handlers));
         }
         self.print(&column("Handler", 0, &handlers));
         Ok(0)
@@ -86,8 +87,8 @@ impl Admin<'_> {
             .map(|h| (h.clone(), devices_of(self.tree, &h).unwrap_or_default()))
             .collect();
         if self.json {
-            let fields = rows.iter().map(|(h, d)| (h.clone(), Json::texts(d)));
-            return self.answer(&Json::Map(fields.collect()));
+            let fields = rows.iter().map(|(h, d)| (h.clone(), json!(d)));
+            return self.answer(&Value::Object(fields.collect()));
         }
         if rows.is_empty() {
             self.print(&format!(
@@ -135,7 +136,7 @@ impl Admin<'_> {
         if name.is_empty() {
             let groups = subdirs(self.tree, "device_groups").unwrap_or_default();
             if self.json {
-                return self.answer(&Json::texts(&groups));
+                return self.answer(&json!(groups));
             }
             self.print("\tDevice Group\n");
             self.print(&rule(longest(&groups).max(12)));
@@ -154,11 +155,7 @@ impl Admin<'_> {
         let devices = subdirs(self.tree, &join(&dir, "devices")).unwrap_or_default();
         let tgroups = subdirs(self.tree, &join(&dir, "target_groups")).unwrap_or_default();
         if self.json {
-            let fields = [
-                ("devices", Json::texts(&devices)),
-                ("target_groups", Json::texts(&tgroups)),
-            ];
-            let _ = self.answer(&Json::map(fields));
+            let _ = self.answer(&json!({"devices": devices, "target_groups": tgroups}));
             return;
         }
         let min = if longest(&devices) < 6 { 7 } else { 0 };
@@ -176,7 +173,7 @@ impl Admin<'_> {
         let dir = format!("device_groups/{group}/target_groups");
         let tgroups = subdirs(self.tree, &dir).unwrap_or_default();
         if self.json {
-            return self.answer(&Json::texts(&tgroups));
+            return self.answer(&json!(tgroups));
         }
         self.print("\n");
         self.print(&column("Target Groups", 12, &tgroups));
@@ -188,7 +185,7 @@ impl Admin<'_> {
         let dir = format!("device_groups/{group}/target_groups/{name}");
         let targets = subdirs(self.tree, &dir).unwrap_or_default();
         if self.json {
-            let _ = self.answer(&Json::texts(&targets));
+            let _ = self.answer(&json!(targets));
             return;
         }
         self.print(&column("Targets", 7, &targets));
@@ -200,7 +197,7 @@ impl Admin<'_> {
         }
         let drivers = self.drivers();
         if self.json {
-            return self.answer(&Json::texts(&drivers));
+            return self.answer(&json!(drivers));
         }
         self.print(&column("Driver", 0, &drivers));
         Ok(0)
@@ -226,8 +223,8 @@ impl Admin<'_> {
             .map(|d| (d.clone(), targets_of(self.tree, &d).unwrap_or_default()))
             .collect();
         if self.json {
-            let fields = rows.iter().map(|(d, t)| (d.clone(), Json::texts(t)));
-            return self.answer(&Json::Map(fields.collect()));
+            let fields = rows.iter().map(|(d, t)| (d.clone(), json!(t)));
+            return self.answer(&Value::Object(fields.collect()));
         }
         if rows.is_empty() {
             self.print(&format!(
@@ -288,7 +285,7 @@ impl Admin<'_> {
         }
         if self.json {
             let all = found.iter().map(|tgt| self.target_json(tgt)).collect();
-            return self.answer(&Json::List(all));
+            return self.answer(&Value::Array(all));
         }
         for tgt in &found {
             self.print(&format!(
@@ -317,31 +314,28 @@ impl Admin<'_> {
         Ok(0)
     }
 
-    fn luns_json(&self, tgt: &Tgt, group: Option<&str>) -> Json {
+    fn luns_json(&self, tgt: &Tgt, group: Option<&str>) -> Value {
         let luns = luns_of(self.tree, &tgt.luns_dir(group));
-        Json::Map(
+        Value::Object(
             luns.into_iter()
-                .map(|(n, d)| (n.to_string(), Json::Text(d)))
+                .map(|(n, d)| (n.to_string(), json!(d)))
                 .collect(),
         )
     }
 
-    fn target_json(&self, tgt: &Tgt) -> Json {
+    fn target_json(&self, tgt: &Tgt) -> Value {
         let groups = subdirs(self.tree, &format!("{}/ini_groups", tgt.dir())).unwrap_or_default();
         let groups = groups.into_iter().map(|g| {
             let initiators = initiators_of(self.tree, tgt, &g).unwrap_or_default();
-            let fields = [
-                ("luns", self.luns_json(tgt, Some(&g))),
-                ("initiators", Json::texts(&initiators)),
-            ];
-            (g, Json::map(fields))
+            let luns = self.luns_json(tgt, Some(&g));
+            (g, json!({"luns": luns, "initiators": initiators}))
         });
-        Json::map([
-            ("driver", Json::Text(tgt.driver.clone())),
-            ("target", Json::Text(tgt.target.clone())),
-            ("luns", self.luns_json(tgt, None)),
-            ("groups", Json::Map(groups.collect())),
-        ])
+        json!({
+            "driver": tgt.driver,
+            "target": tgt.target,
+            "luns": self.luns_json(tgt, None),
+            "groups": Value::Object(groups.collect()),
+        })
     }
 
     /// LUNs, and of a group initiators too.
@@ -406,15 +400,15 @@ impl Admin<'_> {
         if self.json {
             let list = all.iter().flat_map(|(tgt, sessions)| {
                 sessions.iter().map(|(name, attrs)| {
-                    Json::map([
-                        ("driver", Json::Text(tgt.driver.clone())),
-                        ("target", Json::Text(tgt.target.clone())),
-                        ("session", Json::Text(name.clone())),
-                        ("attributes", attrs_json(attrs)),
-                    ])
+                    json!({
+                        "driver": tgt.driver,
+                        "target": tgt.target,
+                        "session": name,
+                        "attributes": attrs_json(attrs),
+                    })
                 })
             });
-            return self.answer(&Json::List(list.collect()));
+            return self.answer(&Value::Array(list.collect()));
         }
         for (tgt, sessions) in all {
             self.print(&format!("Driver/Target: {}\n\n", tgt.slashed(None)));
@@ -555,19 +549,17 @@ impl Admin<'_> {
 }
 
 /// Attributes with their values.
-fn attrs_json(all: &Attributes) -> Json {
+fn attrs_json(all: &Attributes) -> Value {
     let fields = all.map.iter().map(|(name, attr)| {
         let value = match &attr.value {
-            _ if attr.is_key() => Json::texts(attr.keys.values()),
-            Some(value) => Json::Text(value.clone()),
-            None => Json::Null,
+            _ if attr.is_key() => attr.keys.values().cloned().collect(),
+            Some(value) => json!(value),
+            None => Value::Null,
         };
-        let fields = [
-            ("value", value),
-            ("writable", Json::Bool(!attr.fixed)),
-            ("key", Json::Bool(attr.is_key())),
-        ];
-        (name.clone(), Json::map(fields))
+        (
+            name.clone(),
+            json!({"value": value, "writable": !attr.fixed, "key": attr.is_key()}),
+        )
     });
-    Json::Map(fields.collect())
+    Value::Object(fields.collect())
 }

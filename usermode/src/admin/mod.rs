@@ -7,7 +7,6 @@
 mod change;
 mod generate;
 mod getopt;
-mod json;
 mod list;
 mod options;
 mod rules;
@@ -20,6 +19,7 @@ use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 
 use kshim::kobject::tree::TreeOps;
+use serde_json::{Value, json};
 
 use crate::conf::live::Live;
 use crate::conf::object::{Object, Tgt};
@@ -27,7 +27,6 @@ use crate::conf::op::{Failed, Op};
 use crate::conf::writer::{self};
 use crate::conf::{self, ConfError, Options, Removals, Stores, Tell};
 use getopt::Parsed;
-use json::Json;
 
 /// The configuration file when none is named.
 pub const DEFAULT_CONFIG: &str = "/etc/scst.conf";
@@ -143,7 +142,7 @@ impl Admin<'_> {
         }
     }
 
-    fn answer(&mut self, value: &Json) -> Done {
+    fn answer(&mut self, value: &Value) -> Done {
         let _ = writeln!(self.out, "{value}");
         Ok(0)
     }
@@ -344,13 +343,12 @@ impl Admin<'_> {
         let out: &mut dyn Write = if self.json { &mut nowhere } else { self.out };
         let report = conf::apply_prepared(self.tree, &prepared, &options, out, self.err);
         if self.json {
-            let fields = [
-                ("applied", Json::texts(&report.applied)),
-                ("failed", Json::texts(&report.failed)),
-                ("not_applied", Json::texts(&report.not_applied)),
-                ("remarks", Json::texts(&report.remarks)),
-            ];
-            self.answer(&Json::map(fields))?;
+            self.answer(&json!({
+                "applied": report.applied,
+                "failed": report.failed,
+                "not_applied": report.not_applied,
+                "remarks": report.remarks,
+            }))?;
         }
         if let Some(text) = report.fatal {
             let _ = self.fatal::<()>(&text);
