@@ -31,7 +31,8 @@ const HEAD: &str = "# Conformance
 
 libiscsi's `iscsi-test-cu` 1.19, all 230 tests, made by `cargo xtask conformance`. The first four columns are ours: vdisk_fileio on
 a file, vdisk_blockio on a loop device, vdisk_blockio on a RAM disk, the same with header and data digests, 100 MiB each, as
-`scstd serve` sets them up. The others were recorded with the same tool: kernel SCST 3.11 and LIO (kernel 6.1) with a file of 100 MB, tgt 1.0.85, istgt 0.4.
+`scstd serve` sets them up. The others were recorded with the same tool: kernel SCST 3.11 and LIO (kernel 6.1) with a file of
+100 MB, tgt 1.0.85, istgt 0.4.
 
 A test that prints [SKIPPED] once counts as skipped: most of these ask for tapes, changers, removable or protected media, or
 for what the target does not have.
