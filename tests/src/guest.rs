@@ -16,9 +16,18 @@ use crate::tools::find;
 /// The loopback interface of this machine, as guests see it.
 pub const HOST: &str = "10.0.2.2";
 /// Programs of the guest.
-const PROGRAMS: [&str; 4] = ["sbin/iscsid", "sbin/iscsiadm", "sbin/mke2fs", "sbin/e2fsck"];
+const PROGRAMS: [&str; 8] = [
+    "sbin/iscsid",
+    "sbin/iscsiadm",
+    "sbin/mke2fs",
+    "sbin/e2fsck",
+    "sbin/mkfs.xfs",
+    "sbin/xfs_repair",
+    "sbin/dmsetup",
+    "usr/bin/sg_persist",
+];
 /// Kernel modules of the guest; what they need comes along.
-const MODULES: [&str; 8] = [
+const MODULES: [&str; 12] = [
     "virtio_pci",
     "virtio_net",
     "virtio_rng",
@@ -27,7 +36,13 @@ const MODULES: [&str; 8] = [
     "iscsi_tcp",
     "sd_mod",
     "ext4",
+    "xfs",
+    "scsi_dh_alua",
+    "dm_multipath",
+    "dm_round_robin",
 ];
+/// What all guests begin with.
+const PROLOGUE: &str = include_str!("../data/guest/prologue");
 /// Memory of the guest.
 const MEMORY: &str = "512M";
 
@@ -161,7 +176,8 @@ impl Kit {
         }
     }
 
-    /// Boots a guest whose first process is the script `init`, which reads `/config`.
+    /// Boots a guest whose first process is the prologue (`tests/data/guest/prologue`) and then the script `init`; both read
+    /// `/config`.
     ///
     /// # Panics
     ///
@@ -169,7 +185,8 @@ impl Kit {
     pub fn boot(&self, init: &str, config: &str) -> Guest {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let initrd = scratch.path().join("initrd");
-        std::fs::write(&initrd, self.initramfs(init, config)).expect("write the initramfs");
+        let init = format!("{PROLOGUE}{init}");
+        std::fs::write(&initrd, self.initramfs(&init, config)).expect("write the initramfs");
         let mut command = Command::new(&self.qemu);
         if let Some(root) = &self.unpacked {
             let dirs = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|d| root.join(d));
