@@ -13,9 +13,12 @@
 //!
 //! C source: `iscsi-scst/usr/chap.c`.
 
+use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
+use base64::{Engine as _, alphabet};
+use subtle::ConstantTimeEq as _;
+
 use super::auth::{AuthStep, Authenticator};
 use crate::text::{self, TextBuf, TextError, TextFull};
-use subtle::ConstantTimeEq as _;
 
 /// Fewest bytes of a challenge that we send.
 const CHALLENGE_MIN: usize = 25;
@@ -245,96 +248,33 @@ fn split_number(number: &str) -> Result<(Encoding, &str), AuthStep> {
 fn decode(digits: &str, encoding: Encoding) -> Option<Vec<u8>> {
     match encoding {
         Encoding::Hex => decode_hex(digits),
-        Encoding::Base64 => decode_base64(digits),
+        Encoding::Base64 => BASE64.decode(digits).ok(),
     }
 }
 
 fn encode(bytes: &[u8], encoding: Encoding) -> String {
     match encoding {
-        Encoding::Hex => bytes
-            .iter()
-            .fold("0x".to_owned(), |text, byte| text + &format!("{byte:02x}")),
-        Encoding::Base64 => encode_base64(bytes),
+        Encoding::Hex => format!("0x{}", hex::encode(bytes)),
+        Encoding::Base64 => format!("0b{}", BASE64.encode(bytes)),
     }
 }
 
 /// An odd number of digits counts as with a zero before it.
 #[doc(alias = "decode_hex_string")]
 fn decode_hex(digits: &str) -> Option<Vec<u8>> {
-    let odd = digits.len() % 2 == 1;
-    let nibbles: Option<Vec<u8>> = odd
-        .then_some('0')
-        .into_iter()
-        .chain(digits.chars())
-        .map(|digit| {
-            digit
-                .to_digit(16)
-                .and_then(|digit| u8::try_from(digit).ok())
-        })
-        .collect();
-    Some(
-        nibbles?
-            .chunks(2)
-            .map(|pair| pair.iter().fold(0u8, |byte, nibble| (byte << 4) | nibble))
-            .collect(),
-    )
+    if digits.len().is_multiple_of(2) {
+        return hex::decode(digits).ok();
+    }
+    hex::decode(format!("0{digits}")).ok()
 }
 
-const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
+/// RFC 4648 4, padded; bits beyond the last byte are not looked at.
 #[doc(alias = "decode_base64_string")]
-fn decode_base64(digits: &str) -> Option<Vec<u8>> {
-    let data = digits
-        .strip_suffix("==")
-        .or_else(|| digits.strip_suffix('='))
-        .unwrap_or(digits);
-    let padding = digits.len().checked_sub(data.len())?;
-    if !digits.len().is_multiple_of(4) {
-        return None;
-    }
-    let sextets: Option<Vec<u32>> = data
-        .bytes()
-        .map(|digit| BASE64.iter().position(|item| *item == digit))
-        .chain(std::iter::repeat_n(Some(0), padding))
-        .map(|sextet| sextet.and_then(|sextet| u32::try_from(sextet).ok()))
-        .collect();
-    let mut bytes: Vec<u8> = sextets?
-        .chunks(4)
-        .flat_map(|group| {
-            let [_, bytes @ ..] = group
-                .iter()
-                .fold(0u32, |sum, sextet| (sum << 6) | sextet)
-                .to_be_bytes();
-            bytes
-        })
-        .collect();
-    bytes.truncate(bytes.len().checked_sub(padding)?);
-    Some(bytes)
-}
-
 #[doc(alias = "encode_base64_string")]
-fn encode_base64(bytes: &[u8]) -> String {
-    let mut text = "0b".to_owned();
-    for group in bytes.chunks(3) {
-        let mut padded = [0u8; 4];
-        padded
-            .iter_mut()
-            .skip(1)
-            .zip(group)
-            .for_each(|(to, from)| *to = *from);
-        let sum = u32::from_be_bytes(padded);
-        let digits = [sum >> 18, sum >> 12, sum >> 6, sum].map(|sextet| {
-            let digit = usize::try_from(sextet & 63)
-                .ok()
-                .and_then(|sextet| BASE64.get(sextet));
-            char::from(digit.copied().unwrap_or(b'A'))
-        });
-        let used = group.len().saturating_add(1);
-        text.extend(digits.iter().take(used));
-        text.extend(std::iter::repeat_n('=', 4usize.saturating_sub(used)));
-    }
-    text
-}
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
+);
 
 #[cfg(test)]
 #[allow(
@@ -511,14 +451,13 @@ mod tests {
             ("foo", "0bZm9v"),
             ("foobar", "0bZm9vYmFy"),
         ] {
-            assert_eq!(encode_base64(plain.as_bytes()), coded);
-            assert_eq!(
-                decode_base64(&coded[2..]).as_deref(),
-                Some(plain.as_bytes())
-            );
+            assert_eq!(encode(plain.as_bytes(), Encoding::Base64), coded);
+            let decoded = decode(&coded[2..], Encoding::Base64);
+            assert_eq!(decoded.as_deref(), Some(plain.as_bytes()));
         }
-        assert_eq!(decode_base64("Zg="), None);
-        assert_eq!(decode_base64("===="), None);
+        for wrong in ["Zg=", "Zg", "====", "Zg==Zg==", "Z"] {
+            assert_eq!(decode(wrong, Encoding::Base64), None, "{wrong}");
+        }
         assert_eq!(decode_hex("abc"), Some(vec![0x0a, 0xbc]));
     }
 
