@@ -2,7 +2,7 @@
 //!
 //! A user opens a [`BlockDevice`] by path and submits [`Bio`]s, which come back through their [`BioEndIo`]. A driver
 //! implements [`BlockOps`] and calls [`register_disk`], or [`register_prober`] to make disks when they are opened. Paths that nobody registered are the host's block devices and
-//! plain files, behind a driver of this module. What drivers show and let set is in the tree of [`class`].
+//! plain files, behind a driver of this module. What drivers show and let set is in the tree of [`class()`].
 //!
 //! # Who owns a bio
 //!

@@ -1,0 +1,311 @@
+//! What connections and submitters share: the queue of requests, and what becomes of bios.
+
+use crate::handshake::Export;
+use crate::job::{Answer, Job, Part, Stage};
+use crate::proto::{self, Cmd, export};
+use crate::spec::Spec;
+use kshim::block::{BioOp, ReqFlags, SubmittedBio};
+use kshim::idr::Idr;
+use kshim::prelude::*;
+use kshim::sync::{CondVar, SpinLock};
+use kshim::time::{Delta, Instant};
+use std::collections::VecDeque;
+
+/// Requests that a connection may have at the server.
+pub(crate) const MAX_INFLIGHT: usize = 128;
+/// A request that was not answered in time so often is failed.
+const MAX_TIMEOUTS: u32 = 3;
+/// What one request may trim or zero.
+const MAX_RANGE: u32 = 1 << 30;
+
+/// A disk's working part.
+pub(crate) struct Shared {
+    pub(crate) spec: Spec,
+    pub(crate) state: SpinLock<State>,
+    /// The queue, a connection or [`State::closing`] has changed.
+    pub(crate) changed: CondVar,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    /// The export as it was when the disk was opened; its size may have grown.
+    pub(crate) export: Option<Export>,
+    /// Requests that no connection has.
+    pub(crate) queue: VecDeque<Part>,
+    pub(crate) conns: Vec<Conn>,
+    /// Bios that have not ended.
+    pub(crate) jobs: usize,
+    /// The last user has closed it: connections end when there are no bios left.
+    pub(crate) closing: bool,
+    /// Connections' threads.
+    pub(crate) threads: usize,
+    /// Since when there is no connection.
+    pub(crate) down_since: Option<Instant>,
+    /// There was none for so long that bios fail until there is one again.
+    pub(crate) given_up: bool,
+    /// Writes that ended and were not durable by themselves.
+    pub(crate) writes: u64,
+    /// So many of them a flush has covered.
+    pub(crate) flushed: u64,
+    /// Writes may have gone with a server, and nobody was told.
+    pub(crate) lost: bool,
+    /// Connections that were lost.
+    pub(crate) epoch: u64,
+    /// Requests that were sent again.
+    pub(crate) requeued: u64,
+}
+
+/// A connection's part.
+pub(crate) struct Conn {
+    pub(crate) up: bool,
+    pub(crate) inflight: Idr<Part>,
+}
+
+impl Default for Conn {
+    fn default() -> Conn {
+        Conn {
+            up: false,
+            inflight: Idr::new(MAX_INFLIGHT),
+        }
+    }
+}
+
+/// What ended, to be told without the lock.
+pub(crate) type Ended = Vec<(Arc<Job>, Result)>;
+
+/// Completes bios.
+pub(crate) fn tell(ended: Ended) {
+    for (job, status) in ended {
+        job.complete(status);
+    }
+}
+
+impl State {
+    /// Whether connections may end.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.closing && self.jobs == 0
+    }
+
+    fn can(&self, flag: u16) -> bool {
+        self.export.is_some_and(|e| e.can(flag))
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(spec: Spec) -> Arc<Shared> {
+        Arc::new(Shared {
+            spec,
+            state: SpinLock::default(),
+            changed: CondVar::new(),
+        })
+    }
+
+    /// A bio comes in.
+    pub(crate) fn submit(&self, bio: SubmittedBio) {
+        let mut st = self.state.lock();
+        let refused = match bio.op {
+            _ if st.given_up => Some(Err(ETIMEDOUT)),
+            // The server has no cache that it knows of.
+            BioOp::Flush if !st.can(export::SEND_FLUSH) => Some(Ok(())),
+            BioOp::Flush => None,
+            BioOp::WriteZeroes if !st.can(export::SEND_WRITE_ZEROES) => Some(Err(EOPNOTSUPP)),
+            BioOp::Discard if !st.can(export::SEND_TRIM) => Some(Err(EOPNOTSUPP)),
+            _ if bio.len == 0 => Some(Ok(())),
+            _ => None,
+        };
+        if let Some(status) = refused {
+            drop(st);
+            return bio.complete(status);
+        }
+        let job = Job::new(bio);
+        st.jobs += 1;
+        let before = job.flags.contains(ReqFlags::PREFLUSH) && st.can(export::SEND_FLUSH);
+        let stage = if before && job.op != BioOp::Flush {
+            Stage::PreFlush
+        } else {
+            Stage::Work
+        };
+        self.start(&mut st, &job, stage);
+    }
+
+    /// Whether a write is to be durable when it ends.
+    fn wants_fua(&self, job: &Job) -> bool {
+        job.op.is_write() && (job.flags.contains(ReqFlags::FUA) || self.spec.writethrough)
+    }
+
+    /// Queues the requests of a stage.
+    fn start(&self, st: &mut State, job: &Arc<Job>, stage: Stage) {
+        let (cmd, max) = match (stage, job.op) {
+            (Stage::PreFlush | Stage::PostFlush, _) | (_, BioOp::Flush) => (Cmd::Flush, 0),
+            (_, BioOp::Read) => (Cmd::Read, st.export.map_or(0, |e| e.max_block)),
+            (_, BioOp::Write) => (Cmd::Write, st.export.map_or(0, |e| e.max_block)),
+            (_, BioOp::Discard) => (Cmd::Trim, MAX_RANGE),
+            (_, BioOp::WriteZeroes) => (Cmd::WriteZeroes, MAX_RANGE),
+        };
+        let mut flags = 0;
+        if cmd != Cmd::Flush && self.wants_fua(job) && st.can(export::SEND_FUA) {
+            flags |= proto::CMD_FLAG_FUA;
+        }
+        if cmd == Cmd::WriteZeroes && job.flags.contains(ReqFlags::NOUNMAP) {
+            flags |= proto::CMD_FLAG_NO_HOLE;
+        }
+        let part = |offset, at, len| Part {
+            job: Arc::clone(job),
+            cmd,
+            flags,
+            offset,
+            len,
+            at,
+            deadline: Instant::MAX,
+            timeouts: 0,
+            answer: Answer::default(),
+        };
+        let mut parts = Vec::new();
+        if cmd == Cmd::Flush {
+            parts.push(part(0, 0, 0));
+        } else {
+            let (mut done, max) = (0u64, u64::from(max.max(1)));
+            while done < job.len {
+                let n = (job.len - done).min(max);
+                // Both fit: `n` is at most `max`, and all of it is inside the table, or there is none.
+                let (len, at) = (u32::try_from(n), usize::try_from(done));
+                let at = job.sg_at.saturating_add(at.unwrap_or(usize::MAX));
+                parts.push(part(job.pos.saturating_add(done), at, len.unwrap_or(0)));
+                done += n;
+            }
+        }
+        {
+            let mut p = job.progress.lock();
+            p.stage = stage;
+            p.left = parts.len();
+            p.status = Ok(());
+            p.mark = st.writes;
+        }
+        st.queue.extend(parts);
+        self.changed.notify_all();
+    }
+
+    /// A request has ended. What then ended as a whole is added to `ended`.
+    pub(crate) fn part_done(&self, st: &mut State, part: &Part, status: Result, ended: &mut Ended) {
+        let job = &part.job;
+        let (stage, status, epoch, mark) = {
+            let mut p = job.progress.lock();
+            p.status = p.status.and(status);
+            p.left = p.left.saturating_sub(1);
+            if p.left > 0 {
+                return;
+            }
+            (p.stage, p.status, p.epoch, p.mark)
+        };
+        let mut end = |st: &mut State, status| {
+            st.jobs = st.jobs.saturating_sub(1);
+            ended.push((Arc::clone(job), status));
+            if st.is_drained() {
+                self.changed.notify_all();
+            }
+        };
+        if status.is_err() {
+            return end(st, status);
+        }
+        let durable = self.wants_fua(job);
+        match (stage, job.op) {
+            (Stage::PreFlush, _) => self.start(st, job, Stage::Work),
+            (Stage::Work, BioOp::Flush) => {
+                st.flushed = st.flushed.max(mark);
+                let lost = std::mem::take(&mut st.lost);
+                end(st, if lost { Err(EIO) } else { Ok(()) });
+            }
+            (Stage::Work, op) if !op.is_write() => end(st, Ok(())),
+            (Stage::Work, _) if !st.can(export::SEND_FLUSH) => end(st, Ok(())),
+            (Stage::Work, _) if !durable => {
+                st.writes += 1;
+                end(st, Ok(()));
+            }
+            (Stage::Work, _) if st.can(export::SEND_FUA) => end(st, Ok(())),
+            (Stage::Work, _) => {
+                job.progress.lock().epoch = st.epoch;
+                self.start(st, job, Stage::PostFlush);
+            }
+            // The server that had the data is not the one that has flushed.
+            (Stage::PostFlush, _) if epoch != st.epoch => self.start(st, job, Stage::Work),
+            (Stage::PostFlush, _) => end(st, Ok(())),
+        }
+    }
+
+    /// A connection is lost: what it had at the server goes back to the queue. Returns whether somebody was in it.
+    pub(crate) fn connection_lost(&self, index: usize, why: Error) {
+        let mut ended = Ended::new();
+        let mut st = self.state.lock();
+        let now = Instant::now();
+        let Some(conn) = st.conns.get_mut(index) else {
+            return;
+        };
+        conn.up = false;
+        let back: Vec<Part> = conn.inflight.drain().map(|(_, part)| part).collect();
+        st.epoch += 1;
+        if st.writes > st.flushed {
+            pr_warn!(
+                "nbd {}: writes that were not flushed may have gone with the connection; the next flush fails",
+                self.spec.server()
+            );
+            st.lost = true;
+            st.flushed = st.writes;
+        }
+        st.requeued += back.len() as u64;
+        for mut part in back.into_iter().rev() {
+            part.answer = Answer::default();
+            part.timeouts += u32::from(why == ETIMEDOUT && part.deadline <= now);
+            if part.timeouts >= MAX_TIMEOUTS {
+                self.part_done(&mut st, &part, Err(ETIMEDOUT), &mut ended);
+            } else {
+                st.queue.push_front(part);
+            }
+        }
+        if !st.conns.iter().any(|c| c.up) {
+            st.down_since = Some(now);
+        }
+        self.changed.notify_all();
+        drop(st);
+        tell(ended);
+    }
+
+    /// Fails all that waits when there was no connection for too long.
+    pub(crate) fn give_up_if_due(&self) {
+        let mut ended = Ended::new();
+        let mut st = self.state.lock();
+        let Some(since) = st.down_since else {
+            return;
+        };
+        if since.elapsed() < self.spec.reconnect {
+            return;
+        }
+        if !st.given_up {
+            pr_err!(
+                "nbd {}: no connection for {}, requests fail from now on",
+                self.spec.server(),
+                self.spec.reconnect
+            );
+        }
+        st.given_up = true;
+        for part in std::mem::take(&mut st.queue) {
+            self.part_done(&mut st, &part, Err(ETIMEDOUT), &mut ended);
+        }
+        drop(st);
+        tell(ended);
+    }
+
+    /// Sleeps before the next attempt to connect; less when the disk is closed or has to give up earlier.
+    pub(crate) fn pause(&self, time: Delta) {
+        let mut st = self.state.lock();
+        let end = Instant::now() + time;
+        loop {
+            let due = st.down_since.filter(|_| !st.given_up);
+            let until = due.map_or(end, |since| end.min(since + self.spec.reconnect));
+            let left = until - Instant::now();
+            if st.is_drained() || left <= Delta::ZERO {
+                return;
+            }
+            self.changed.wait_timeout(&mut st, left);
+        }
+    }
+}
