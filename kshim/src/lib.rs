@@ -71,6 +71,8 @@ pub mod sync;
 pub mod sys;
 #[cfg(not(loom))]
 pub mod time;
+#[cfg(not(loom))]
+pub mod umh;
 pub mod workqueue;
 
 #[cfg(not(loom))]

@@ -189,7 +189,7 @@ impl Running {
         let root = self.tree.root();
         let (mounts, served) = (Arc::clone(&self.exec_mounts), Arc::clone(root));
         let on_fuse = move |device| mounts.add(&served, device);
-        let control = ControlServer::start(&settings.control, Tree::new(root), on_fuse);
+        let control = ControlServer::start(&settings.control, Tree::new(root), on_fuse, None);
         self.control = Some(control.map_err(|e| control_error(settings, e))?);
         if let Some(dir) = &settings.sysfs {
             let mount = FuseMount::mount(root, dir);

@@ -40,13 +40,7 @@ impl Client {
     /// Errors: `ENOENT` and `ECONNREFUSED` (no server there), `EACCES` and `EPERM` (another user's), `EAGAIN` (it has too
     /// many clients), `EPROTO` (another version, or no such server).
     pub fn connect(path: &Path) -> Result<Client> {
-        let stream = LocalStream::connect(path)?;
-        // A server that refuses may have closed its end already; it says why.
-        let sent = stream.send(&wire::hello(), None);
-        let mut welcome = [0; wire::WELCOME_LEN];
-        let received = stream.recv_exact(&mut welcome);
-        received.map_err(|e| sent.err().unwrap_or(e))?;
-        wire::check_welcome(welcome)?;
+        let stream = connect(path)?;
         Ok(Client {
             inner: Mutex::new(Inner {
                 stream,
@@ -69,13 +63,25 @@ impl Client {
             return Err(code::ENOTCONN);
         }
         inner.tag = inner.tag.wrapping_add(1);
-        let request = wire::request(op, inner.tag, body)?;
+        let request = wire::request(op as u8, inner.tag, body)?;
         // Until the whole reply is there.
         inner.broken = true;
         let (result, reply) = inner.exchange(op, &request, pass)?;
         inner.broken = false;
         result.map(|()| reply)
     }
+}
+
+/// Connects and greets.
+pub(super) fn connect(path: &Path) -> Result<LocalStream> {
+    let stream = LocalStream::connect(path)?;
+    // A server that refuses may have closed its end already; it says why.
+    let sent = stream.send(&wire::hello(), None);
+    let mut welcome = [0; wire::WELCOME_LEN];
+    let received = stream.recv_exact(&mut welcome);
+    received.map_err(|e| sent.err().unwrap_or(e))?;
+    wire::check_welcome(welcome)?;
+    Ok(stream)
 }
 
 impl Inner {

@@ -3,9 +3,12 @@
 //! [`Server`] listens on a local stream socket and serves one tree; [`Client`] is [`TreeOps`](super::tree::TreeOps) on
 //! top of a connection. The format of what passes is in `docs/control-protocol.md` and in `wire`.
 //!
+//! What is not of the tree is an [`Extension`]'s; its client has a [`Channel`].
+//!
 //! Whoever may connect may do everything, so only root and the user of the server may.
 
 mod client;
+mod extension;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -14,6 +17,9 @@ mod wire;
 use std::path::PathBuf;
 
 pub use client::Client;
+pub use extension::{
+    Channel, Extension, FIRST_EXTENSION_OP, Message, OpenExtension, PUSH_TAG, Sink,
+};
 pub use server::{MAX_CLIENTS, Server};
 pub use wire::VERSION;
 

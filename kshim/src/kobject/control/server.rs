@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use super::extension::{Extension, FIRST_EXTENSION_OP, OpenExtension, Peer, Sink};
 use super::wire::{self, Op};
 use crate::error::{Result, code};
 use crate::kobject::tree::{Tree, TreeOps};
@@ -32,6 +33,7 @@ struct Shared {
     listener: LocalListener,
     tree: Tree,
     fuse: FuseSink,
+    extension: Option<OpenExtension>,
     clients: SpinLock<Clients>,
 }
 
@@ -45,7 +47,7 @@ struct Clients {
 }
 
 struct Client {
-    stream: Arc<LocalStream>,
+    peer: Arc<Peer>,
     thread: Option<Kthread>,
 }
 
@@ -58,18 +60,21 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Server {
-    /// Serves a tree at a path. FUSE devices that clients pass go to `fuse`.
+    /// Serves a tree at a path. FUSE devices that clients pass go to `fuse`, operations that are not of the tree
+    /// to `extension`.
     ///
     /// Context: may sleep. Errors: as [`LocalListener::bind`]; `EAGAIN`: no thread.
     pub fn start(
         path: &Path,
         tree: Tree,
         fuse: impl Fn(OwnedFd) -> Result + Send + Sync + 'static,
+        extension: Option<OpenExtension>,
     ) -> Result<Server> {
         let shared = Arc::new(Shared {
             listener: LocalListener::bind(path)?,
             tree,
             fuse: Box::new(fuse),
+            extension,
             clients: SpinLock::new(Clients::default()),
         });
         let own = Arc::clone(&shared);
@@ -112,14 +117,14 @@ impl Shared {
     }
 
     fn admit(self: &Arc<Self>, stream: LocalStream) {
-        let stream = Arc::new(stream);
+        let peer = Arc::new(Peer::new(stream));
         let id = {
             let mut clients = self.clients.lock();
             if clients.live.len() < MAX_CLIENTS && !clients.stopping {
                 let id = clients.next;
                 clients.next += 1;
                 let client = Client {
-                    stream: Arc::clone(&stream),
+                    peer: Arc::clone(&peer),
                     thread: None,
                 };
                 clients.live.insert(id, client);
@@ -129,19 +134,19 @@ impl Shared {
             }
         };
         let refused = match id {
-            Ok(id) => self.start_client(id, &stream).err(),
+            Ok(id) => self.start_client(id, &peer).err(),
             Err(e) => Some(e),
         };
         if let Some(e) = refused {
             // It is closed anyhow.
-            let _: Result = stream.send(&wire::welcome(Err(e)), None);
+            let _: Result = peer.send(&wire::welcome(Err(e)));
         }
         let ended = std::mem::take(&mut self.clients.lock().ended);
         drop(ended);
     }
 
-    fn start_client(self: &Arc<Self>, id: u64, stream: &Arc<LocalStream>) -> Result {
-        let (own, theirs) = (Arc::clone(self), Arc::clone(stream));
+    fn start_client(self: &Arc<Self>, id: u64, peer: &Arc<Peer>) -> Result {
+        let (own, theirs) = (Arc::clone(self), Arc::clone(peer));
         let thread = kthread::run("scst_ctl_client", move |_| {
             if let Err(e) = own.serve(&theirs)
                 && e != code::ENOTCONN
@@ -182,20 +187,30 @@ impl Shared {
             (live, std::mem::take(&mut clients.ended))
         };
         for client in live.values() {
-            client.stream.shutdown();
+            client.peer.stream.shutdown();
         }
         // Joins them.
         drop((live, ended));
     }
 
-    fn serve(&self, stream: &LocalStream) -> Result {
+    fn serve(&self, peer: &Arc<Peer>) -> Result {
+        let mut extension = None;
+        let served = self.serve_with(peer, &mut extension);
+        // What the extension still wants to tell must not wait for the client.
+        peer.stream.shutdown();
+        drop(extension);
+        served
+    }
+
+    fn serve_with(&self, peer: &Arc<Peer>, extension: &mut Option<Box<dyn Extension>>) -> Result {
+        let stream = &peer.stream;
         if !stream.peer_is_trusted()? {
-            return stream.send(&wire::welcome(Err(code::EPERM)), None);
+            return peer.send(&wire::welcome(Err(code::EPERM)));
         }
         let mut hello = [0; wire::HELLO_LEN];
         stream.recv_exact(&mut hello)?;
         let known = wire::check_hello(hello);
-        stream.send(&wire::welcome(known), None)?;
+        peer.send(&wire::welcome(known))?;
         known?;
         loop {
             let mut head = [0; wire::REQUEST_HEAD];
@@ -205,9 +220,29 @@ impl Shared {
             if head.len > 0 {
                 passed = passed.or(stream.recv_exact(&mut body)?);
             }
-            let result = self.execute(head.op, &body, passed);
-            stream.send(&wire::reply(head.op, head.tag, result), None)?;
+            let result = if head.op < FIRST_EXTENSION_OP {
+                self.execute(head.op, &body, passed)
+            } else {
+                self.extend(head.op, &body, peer, extension)
+            };
+            peer.send(&wire::reply(head.op, head.tag, result))?;
         }
+    }
+
+    fn extend(
+        &self,
+        op: u8,
+        body: &[u8],
+        peer: &Arc<Peer>,
+        extension: &mut Option<Box<dyn Extension>>,
+    ) -> Result<Vec<u8>> {
+        if extension.is_none() {
+            let open = self.extension.as_ref().ok_or(code::EOPNOTSUPP)?;
+            let peer = Arc::clone(peer);
+            *extension = Some(open(Sink { peer })?);
+        }
+        let opened = extension.as_mut().ok_or(code::EOPNOTSUPP)?;
+        opened.execute(op, body)
     }
 
     fn execute(&self, op: u8, body: &[u8], passed: Option<OwnedFd>) -> Result<Vec<u8>> {

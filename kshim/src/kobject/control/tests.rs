@@ -28,7 +28,7 @@ fn setup() -> Setup {
         .unwrap();
     root.add_link("link", &sub).unwrap();
     let fuse = |_| Err(code::EMFILE);
-    let server = Server::start(&dir.path().join("c"), Tree::new(&root), fuse).unwrap();
+    let server = Server::start(&dir.path().join("c"), Tree::new(&root), fuse, None).unwrap();
     Setup { dir, root, server }
 }
 
@@ -114,6 +114,67 @@ fn strangers_are_turned_away() {
     let reply = wire::ReplyHead::parse(reply).unwrap();
     assert_eq!((reply.op, reply.tag), (99, 1));
     assert_eq!(reply.result, Err(code::EOPNOTSUPP));
+}
+
+/// Says everything back, twice; ends what it was asked to end.
+struct Echo {
+    sink: Sink,
+    ended: Arc<SpinLock<u32>>,
+}
+
+impl Extension for Echo {
+    fn execute(&mut self, op: u8, body: &[u8]) -> Result<Vec<u8>> {
+        self.sink.send(op, body)?;
+        if body.is_empty() {
+            return Err(code::ENODATA);
+        }
+        Ok(body.to_vec())
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        *self.ended.lock() += 1;
+    }
+}
+
+#[test]
+fn an_extension_answers_and_tells() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = Kobject::root("root", Arc::new(Inline));
+    let ended = Arc::new(SpinLock::new(0));
+    let count = Arc::clone(&ended);
+    let open: OpenExtension = Box::new(move |sink| {
+        let ended = Arc::clone(&count);
+        Ok(Box::new(Echo { sink, ended }))
+    });
+    let fuse = |_| Err(code::EMFILE);
+    let path = dir.path().join("c");
+    let server = Server::start(&path, Tree::new(&root), fuse, Some(open)).unwrap();
+    let channel = Channel::connect(&path).unwrap();
+    channel.send(wire::Op::List as u8, 1, b"").unwrap();
+    let tree = channel.recv().unwrap();
+    assert_eq!((tree.op, tree.tag, tree.result), (1, 1, Ok(Vec::new())));
+    channel.send(FIRST_EXTENSION_OP, 7, b"hello").unwrap();
+    for tag in [PUSH_TAG, 7] {
+        let got = channel.recv().unwrap();
+        let result = Ok(b"hello".to_vec());
+        assert_eq!(
+            got,
+            Message {
+                op: FIRST_EXTENSION_OP,
+                tag,
+                result
+            }
+        );
+    }
+    channel.send(200, 8, b"").unwrap();
+    assert_eq!(channel.recv().unwrap().result, Ok(Vec::new()));
+    assert_eq!(channel.recv().unwrap().result, Err(code::ENODATA));
+    assert_eq!(*ended.lock(), 0, "one extension for the connection");
+    drop(server);
+    assert_eq!(*ended.lock(), 1);
+    assert_eq!(channel.recv().unwrap_err(), code::ENOTCONN);
 }
 
 fn arb_entry() -> impl Strategy<Value = Entry> {

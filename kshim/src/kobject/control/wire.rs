@@ -114,13 +114,13 @@ impl RequestHead {
 }
 
 /// A whole request.
-pub(super) fn request(op: Op, tag: u16, body: &[u8]) -> Result<Vec<u8>> {
+pub(super) fn request(op: u8, tag: u16, body: &[u8]) -> Result<Vec<u8>> {
     if body.len() > MAX_REQUEST {
         return Err(code::E2BIG);
     }
     let mut out = Vec::with_capacity(REQUEST_HEAD + body.len());
     out.extend(u32::try_from(body.len())?.to_le_bytes());
-    out.extend([op as u8, 0]);
+    out.extend([op, 0]);
     out.extend(tag.to_le_bytes());
     out.extend(body);
     Ok(out)

@@ -15,4 +15,5 @@ pub mod signal;
 pub mod thread;
 pub mod time;
 pub(crate) mod tree;
+pub(crate) mod umh;
 pub(crate) mod unix;
