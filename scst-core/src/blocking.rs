@@ -223,11 +223,22 @@ struct State<T> {
     /// Blocks from outside.
     #[doc(alias = "ext_blocks_cnt")]
     ext_blocks: u32,
+    /// Those of them that task management has set: not the operator's to end.
+    #[doc(alias = "block_count")]
+    own_blocks: u32,
     /// Unblocks that came before the device was drained; they count when it is.
     early_unblocks: u32,
     /// Who waits to hear that the device is drained.
     #[doc(alias = "ext_blockers_list")]
     on_drained: Vec<DrainedFn>,
+}
+
+impl<T> State<T> {
+    /// Blocks from outside that are in effect.
+    fn operator_blocks(&self) -> u32 {
+        let others = self.early_unblocks.saturating_add(self.own_blocks);
+        self.ext_blocks.saturating_sub(others)
+    }
 }
 
 impl<T: HasBlockTicket> State<T> {
@@ -271,6 +282,7 @@ impl<T: HasBlockTicket> DevBlock<T> {
                 listed: Overlap::new(),
                 holding: false,
                 ext_blocks: 0,
+                own_blocks: 0,
                 early_unblocks: 0,
                 on_drained: Vec::new(),
             }),
@@ -399,11 +411,38 @@ impl<T: HasBlockTicket> DevBlock<T> {
         drained.wait_for_completion();
     }
 
+    /// [`Self::block`] for task management, until the matching [`Self::unblock_own`].
+    #[doc(alias = "scst_block_dev")]
+    pub fn block_own(&self) {
+        let mut st = self.state.lock();
+        st.ext_blocks += 1;
+        st.own_blocks += 1;
+        self.blocked.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends one [`Self::block_own`].
+    #[doc(alias = "scst_unblock_dev")]
+    pub fn unblock_own(&self) -> Released<T> {
+        let mut st = self.state.lock();
+        debug_assert!(st.own_blocks > 0, "unblock without block");
+        st.own_blocks = st.own_blocks.saturating_sub(1);
+        self.unblock_locked(st)
+    }
+
     /// Ends one [`Self::block`]. If that is the last one and somebody still waits for the device to be drained, it takes
     /// effect when it is.
     #[doc(alias = "scst_ext_unblock_dev")]
     pub fn unblock(&self) -> Released<T> {
-        let mut st = self.state.lock();
+        self.unblock_locked(self.state.lock())
+    }
+
+    /// [`Self::unblock`], if there is a [`Self::block`] to be ended.
+    pub fn try_unblock(&self) -> Option<Released<T>> {
+        let st = self.state.lock();
+        (st.operator_blocks() > 0).then(|| self.unblock_locked(st))
+    }
+
+    fn unblock_locked(&self, mut st: impl std::ops::DerefMut<Target = State<T>>) -> Released<T> {
         if st.ext_blocks <= st.early_unblocks {
             debug_assert!(false, "unblock without block");
             return Released::new();
@@ -420,8 +459,7 @@ impl<T: HasBlockTicket> DevBlock<T> {
     #[doc(alias = "scst_dev_block_show")]
     pub fn ext_blocks(&self) -> (u32, bool) {
         let st = self.state.lock();
-        let blocks = st.ext_blocks.saturating_sub(st.early_unblocks);
-        (blocks, !st.on_drained.is_empty())
+        (st.operator_blocks(), !st.on_drained.is_empty())
     }
 
     /// Takes parked commands out of the queue, for task management. The caller has marked them as aborted before and

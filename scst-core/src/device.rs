@@ -250,11 +250,11 @@ impl Device {
     /// Context: any.
     #[doc(alias = "scst_ext_unblock_dev")]
     pub(crate) fn ext_unblock(&self) {
-        if self.block.ext_blocks().0 == 0 {
+        let Some(released) = self.block.try_unblock() else {
             kshim::pr_warn!("Device {} is not blocked", self.name);
             return;
-        }
-        for cmd in self.block.unblock() {
+        };
+        for cmd in released {
             let home = Arc::clone(&cmd.session().home);
             home.post(cmd);
         }

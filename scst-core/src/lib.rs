@@ -28,6 +28,7 @@ pub mod core;
 pub mod dev_handlers;
 pub mod dev_type;
 pub mod device;
+pub mod event;
 mod local_cmd;
 pub mod lun;
 pub mod mgmt;

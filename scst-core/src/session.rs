@@ -6,6 +6,7 @@ use crate::acg::{AcgAttrs, AcgId, AcgRef};
 use crate::cmd::{Cmd, CmdHome, CmdShared, CmdState, HomeId};
 use crate::copy_mgr::ListIds;
 use crate::core::{Core, InitWait};
+use crate::event::payload::TmFn;
 use crate::lun::{AddrMethod, Lun};
 use crate::pres::TransportId;
 use crate::sense::{self, Sense, SenseExtra};
@@ -212,6 +213,20 @@ impl Session {
     #[doc(alias = "force_close")]
     pub fn close(&self) {
         self.home.close();
+    }
+
+    /// What listeners are told of a task management request of this session.
+    #[cold]
+    pub(crate) fn tm_event(&self, function: u32) -> TmFn {
+        let name = self.kobj.get().map(|dir| dir.name().to_owned());
+        TmFn {
+            function,
+            initiator: self.initiator_name.clone(),
+            target: self.tgt.name().to_owned(),
+            // The directory has another name only when an initiator has several sessions.
+            session: name.unwrap_or_else(|| self.initiator_name.clone()),
+            ..TmFn::default()
+        }
     }
 
     /// Has the transport tell the initiator of an event at a logical unit; false if it cannot. Context: any.

@@ -4,6 +4,7 @@
 
 use crate::acg::{Acg, AcgAttrs, AcgId};
 use crate::acn::wildcmp;
+use crate::event::{Events, Kind};
 use crate::session::Session;
 use crate::sysfs::KobjSlot;
 use crate::template::TgtTemplate;
@@ -39,6 +40,7 @@ pub struct Tgt {
     /// Its directory in the management tree.
     #[doc(alias = "tgt_kobj")]
     pub kobj: KobjSlot,
+    events: Option<Arc<Events>>,
     this: Weak<Self>,
 }
 
@@ -51,7 +53,13 @@ impl std::fmt::Debug for Tgt {
 }
 
 impl Tgt {
-    pub(crate) fn new(name: &str, template: Arc<dyn TgtTemplate>, rel_tgt_id: u16) -> Arc<Self> {
+    /// What it has to tell goes to `events`.
+    pub(crate) fn new(
+        name: &str,
+        template: Arc<dyn TgtTemplate>,
+        rel_tgt_id: u16,
+        events: Option<Arc<Events>>,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             name: name.to_owned(),
             template,
@@ -64,6 +72,7 @@ impl Tgt {
             acgs: SpinLock::new(vec![Acg::new(name)]),
             sessions: SpinLock::new(Vec::new()),
             kobj: KobjSlot::default(),
+            events,
             this: Weak::clone(this),
         })
     }
@@ -104,12 +113,19 @@ impl Tgt {
             .expect("a target always has its default group")
     }
 
-    /// Whether an initiator would see any LUN here. Context: any.
+    /// Whether an initiator would see any LUN here; listeners are told if not. Context: any.
     #[doc(alias = "scst_initiator_has_luns")]
     pub fn has_luns_for(&self, initiator_name: &str) -> bool {
         let id = self.find_acg(initiator_name);
-        let acgs = self.acgs.lock();
-        acgs.iter().any(|a| a.id == id && !a.luns.is_empty())
+        let has = |a: &Acg| a.id == id && !a.luns.is_empty();
+        let found = self.acgs.lock().iter().any(has);
+        if let Some(events) = self.events.as_ref().filter(|_| !found) {
+            events.tell(|| Kind::NegativeLunsInquiry {
+                initiator: initiator_name.to_owned(),
+                target: self.name.clone(),
+            });
+        }
+        found
     }
 
     /// The administrator's own text. Context: any.

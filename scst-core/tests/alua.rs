@@ -4,11 +4,14 @@ mod common;
 
 use common::Rig;
 use kshim::error::code;
+use kshim::kthread::{self, Kthread};
 use kshim::sync::SpinLock;
 use kshim::time::Instant;
 use proptest::prelude::*;
-use scst_core::alua::{StpgRequest, TgState};
+use scst_core::alua::{StpgGroup, TgState};
+use scst_core::core::Core;
 use scst_core::dev_handlers::vdisk::{Vdisk, VdiskKind, VdiskParams};
+use scst_core::event::{Filter, Kind, Listener};
 use scst_core::sense;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -383,33 +386,68 @@ fn explicit_changes_are_refused_without_expl_alua_or_a_handler() {
     assert_eq!(delayed.sense(), Some(sense::ALUA_TRANSITIONING));
 }
 
+fn listens(core: &Arc<Core>) -> Listener {
+    let listener = core.events().listen();
+    let wants = Filter::code(Kind::code_of("STPG_USER_INVOKE").expect("known"));
+    listener.allow(wants).expect("allowed");
+    listener
+}
+
+/// Ends with the value.
+struct CarriesOut(Arc<Listener>, Option<Kthread>);
+
+impl Drop for CarriesOut {
+    fn drop(&mut self) {
+        self.0.close();
+        self.1.take().expect("a thread").join();
+    }
+}
+
+/// Answers SET TARGET PORT GROUPS for a device with what the function says.
+fn carry_out(
+    core: &Arc<Core>,
+    f: impl Fn(&Core, &str, &[StpgGroup]) -> i32 + Send + 'static,
+) -> CarriesOut {
+    let listener = Arc::new(listens(core));
+    let (own, weak) = (Arc::clone(&listener), Arc::downgrade(core));
+    let thread = kthread::run("stpgd", move |_| {
+        while let Ok(d) = own.wait_next() {
+            let kind = Kind::decode(d.event.code, &d.event.payload);
+            let Some(Kind::StpgUserInvoke { device, groups, .. }) = kind else {
+                panic!("{d:?}");
+            };
+            let core = weak.upgrade().expect("alive");
+            let status = f(&core, &device, &groups);
+            own.done(d.id, status).expect("asked");
+        }
+    });
+    CarriesOut(listener, Some(thread.expect("a thread")))
+}
+
 #[test]
-fn an_explicit_change_is_carried_out_by_the_handler() {
+fn an_explicit_change_is_carried_out_by_who_listens() {
     let mut rig = grouped(2);
     let mut other = rig.another("iqn.other");
     for name in ["d0", "d1"] {
         let dev = rig.core().device(name).expect("there");
         dev.expl_alua.store(true, Ordering::Relaxed);
     }
-    let seen: Arc<SpinLock<Vec<StpgRequest>>> = Arc::default();
-    let weak = Arc::downgrade(rig.core());
+    type Asked = (String, Vec<StpgGroup>);
+    let seen: Arc<SpinLock<Vec<Asked>>> = Arc::default();
     let asked = Arc::clone(&seen);
-    rig.core()
-        .set_stpg_handler(Some(Arc::new(move |request: StpgRequest| {
-            let core = weak.upgrade().expect("alive");
-            for g in &request.groups {
-                core.tg_set_state(&g.dg, &g.tg, g.new_state).expect("state");
-            }
-            let copy = StpgRequest::clone_without_answer(&request);
-            asked.lock().push(copy);
-            request.done(0);
-        })));
+    let listener = carry_out(rig.core(), move |core, device, groups| {
+        for g in groups {
+            core.tg_set_state(&g.dg, &g.tg, g.new_state).expect("state");
+        }
+        asked.lock().push((device.to_owned(), groups.to_vec()));
+        0
+    });
     let (cdb, list) = set(&[(1, 5), (0, 6)]);
     assert!(rig.write(0, &cdb, &list).is_good());
     let seen = std::mem::take(&mut *seen.lock());
     assert_eq!(seen.len(), 1);
-    assert_eq!(seen[0].device, "d0");
-    let [group] = &seen[0].groups[..] else {
+    assert_eq!(seen[0].0, "d0");
+    let [group] = &seen[0].1[..] else {
         panic!("only what changes: {seen:?}")
     };
     let states = (group.prev_state, group.new_state);
@@ -421,13 +459,22 @@ fn an_explicit_change_is_carried_out_by_the_handler() {
         let told = other.send(lun, &TUR, None, &[]).sense();
         assert_eq!(told, Some(sense::ASYM_ACCESS_STATE_CHANGED));
     }
-    // A handler that changes nothing, or is dropped, has failed.
-    rig.core()
-        .set_stpg_handler(Some(Arc::new(|r: StpgRequest| r.done(0))));
+    // Who changes nothing has failed, and so has who fails, or goes, or is not there.
+    drop(listener);
+    let listener = carry_out(rig.core(), |_, _, _| 0);
     let (cdb, list) = set(&[(0, 5)]);
     let failed = rig.write(1, &cdb, &list);
     assert_eq!(failed.sense(), Some(sense::SET_TARGET_PGS_FAILED));
-    rig.core().set_stpg_handler(Some(Arc::new(drop)));
+    drop(listener);
+    let leaves = Arc::new(listens(rig.core()));
+    let own = Arc::clone(&leaves);
+    let leaver = kthread::run("leaver", move |_| {
+        own.wait_next().expect("a question");
+        own.close();
+    });
+    let failed = rig.write(0, &cdb, &list);
+    assert_eq!(failed.sense(), Some(sense::SET_TARGET_PGS_FAILED));
+    leaver.expect("a thread").join();
     let failed = rig.write(0, &cdb, &list);
     assert_eq!(failed.sense(), Some(sense::SET_TARGET_PGS_FAILED));
     assert!(rig.tur(0).is_good() && rig.tur(1).is_good());
@@ -466,14 +513,12 @@ fn a_bound_device_is_closed_while_it_is_not_active() {
     // The command that asks for it does not stand in the way.
     let dev = core.device("d0").expect("there");
     dev.expl_alua.store(true, Ordering::Relaxed);
-    let weak = Arc::downgrade(&core);
-    core.set_stpg_handler(Some(Arc::new(move |request: StpgRequest| {
-        let core = weak.upgrade().expect("alive");
-        for g in &request.groups {
+    let _listener = carry_out(&core, |core, _, groups| {
+        for g in groups {
             core.tg_set_state(&g.dg, &g.tg, g.new_state).expect("set");
         }
-        request.done(0);
-    })));
+        0
+    });
     let (cdb, list) = self::set(&[(2, 5)]);
     assert!(rig.write(0, &cdb, &list).is_good());
     assert!(!disk.is_active());

@@ -3,7 +3,7 @@
 //!
 //! A *device group* has devices and target port groups; a *target port group* has an identifier, a state, and target
 //! ports: those of this server by their target's name, and *remote* ones, of which only the relative identifier is known. A
-//! device is in one device group at most. The administrator sets the states ([`Core::tg_set_state`]), or an initiator
+//! device is in one device group at most. The administrator sets the states ([`tg_set_state`](crate::core::Core::tg_set_state)), or an initiator
 //! asks for it (SET TARGET PORT GROUPS, `stpg`).
 //!
 //! What commands need of all this is put where they find it without a lock that sleeps: each nexus has its *filter*
@@ -47,18 +47,17 @@ mod stpg;
 mod tests;
 
 pub use groups::{DevGroupInfo, TargetGroupInfo, TgTgtInfo};
-pub use stpg::{StpgGroup, StpgHandler, StpgRequest};
+pub use stpg::StpgGroup;
 
 pub(crate) use filter::{Verdict, check as check_filter};
 pub(crate) use groups::port_of;
 pub(crate) use report::exec_report;
 pub(crate) use stpg::{Begun, Stpg, begin as begin_stpg, is_stpg};
 
-use crate::core::Core;
 use crate::tgt::Tgt;
 use delay::Delayed;
 use groups::DevGroup;
-use kshim::sync::{Mutex, SpinLock};
+use kshim::sync::Mutex;
 use std::sync::{Arc, Weak};
 use stpg::Gate;
 
@@ -187,8 +186,6 @@ pub(crate) struct Alua {
     /// One SET TARGET PORT GROUPS at a time.
     #[doc(alias = "scst_global_stpg_list")]
     pub(crate) gate: Gate,
-    /// Who carries out SET TARGET PORT GROUPS.
-    handler: SpinLock<Option<StpgHandler>>,
 }
 
 impl std::fmt::Debug for Alua {
@@ -203,7 +200,6 @@ impl Alua {
             groups: Mutex::new(Vec::new()),
             delayed: Delayed::new(),
             gate: Gate::default(),
-            handler: SpinLock::new(None),
         }
     }
 
@@ -211,14 +207,5 @@ impl Alua {
     pub(crate) fn release_aborted(&self) {
         self.delayed.release_aborted();
         self.gate.release_aborted();
-    }
-}
-
-impl Core {
-    /// Has `handler` carry out SET TARGET PORT GROUPS, as `stpgd` does for the kernel; without one these commands fail.
-    /// It is called on the management thread and must not block. Context: any.
-    #[doc(alias = "SCST_EVENT_STPG_USER_INVOKE")]
-    pub fn set_stpg_handler(&self, handler: Option<StpgHandler>) {
-        *self.alua.handler.lock() = handler;
     }
 }

@@ -1,8 +1,8 @@
 //! SET TARGET PORT GROUPS (SPC-4 6.45): an initiator asks for states, and somebody outside brings them about.
 //!
 //! The command lets no other onto its device (it is strictly serialized); the other devices of the group are blocked
-//! until they are drained. Then the [`StpgHandler`] is called, which does what there is to do, sets the states by
-//! [`Core::tg_set_state`], and says when it is through ([`StpgRequest::done`]).
+//! until they are drained. Then an event asks somebody to do what there is to do, to set the states, and to say when that is
+//! through ([`crate::event::Kind::StpgUserInvoke`]).
 //!
 //! Two of these commands at two devices of a group would wait for each other. So they pass a [`Gate`] one by one, before they
 //! enter their device.
@@ -17,6 +17,7 @@ use crate::cdb::opcodes as op;
 use crate::cmd::{Cmd, cmd_done};
 use crate::core::Core;
 use crate::device::Device;
+use crate::event::{Event, Kind};
 use crate::sense::{self, Sense};
 use kshim::error::code;
 use kshim::sync::SpinLock;
@@ -48,52 +49,6 @@ pub struct StpgGroup {
     pub prev_state: TgState,
     /// The state asked for.
     pub new_state: TgState,
-}
-
-/// Carries out requests.
-pub type StpgHandler = Arc<dyn Fn(StpgRequest) + Send + Sync>;
-
-/// What an initiator asks for. Dropped without [`Self::done`], it has failed.
-#[doc(alias = "scst_event_stpg_payload")]
-#[derive(Debug)]
-pub struct StpgRequest {
-    /// Name of the device that the command is for.
-    pub device: String,
-    /// The command's tag.
-    pub tag: u64,
-    /// Groups whose state is to change.
-    pub groups: Vec<StpgGroup>,
-    stpg: Option<Arc<Stpg>>,
-}
-
-impl StpgRequest {
-    /// What is asked for, for those who only look.
-    #[must_use]
-    pub fn clone_without_answer(&self) -> Self {
-        Self {
-            device: self.device.clone(),
-            tag: self.tag,
-            groups: self.groups.clone(),
-            stpg: None,
-        }
-    }
-
-    /// The request is carried out (0), or could not be (an errno or exit status). The command succeeds if none of the groups is in
-    /// its former state. Context: may sleep.
-    #[doc(alias = "scst_event_stpg_notify_fn")]
-    pub fn done(mut self, status: i32) {
-        if let Some(stpg) = self.stpg.take() {
-            stpg.finish(status);
-        }
-    }
-}
-
-impl Drop for StpgRequest {
-    fn drop(&mut self) {
-        if let Some(stpg) = self.stpg.take() {
-            stpg.finish(code::EIO.errno());
-        }
-    }
 }
 
 /// A request under way.
@@ -129,25 +84,28 @@ impl Stpg {
         if self.left.fetch_sub(1, Ordering::AcqRel) == 1
             && let Some(core) = self.core.upgrade()
         {
-            let me = Arc::clone(self);
-            core.post_mgmt(move |core| me.invoke(core));
+            Arc::clone(self).invoke(&core);
         }
     }
 
-    fn invoke(self: Arc<Self>, core: &Arc<Core>) {
-        let handler = core.alua.handler.lock().clone();
-        let Some(handler) = handler else {
-            kshim::pr_err_ratelimited!("Nobody carries out SET TARGET PORT GROUPS");
-            return self.finish(code::ESRCH.errno());
-        };
-        handler(StpgRequest {
-            device: self.dev.name().to_owned(),
+    fn invoke(self: Arc<Self>, core: &Core) {
+        let event = Event::of(&Kind::StpgUserInvoke {
             tag: self.tag,
+            device: self.dev.name().to_owned(),
             groups: self.groups.clone(),
-            stpg: Some(self),
         });
+        match event {
+            Ok(event) => {
+                let done = move |status| self.finish(status);
+                core.events().ask(event, None, Box::new(done));
+            }
+            Err(e) => self.finish(e.errno().saturating_neg()),
+        }
     }
 
+    /// The request is carried out (0), or could not be (a negative errno, or whatever the program said). The command succeeds
+    /// if none of the groups is in its former state. Context: may sleep.
+    #[doc(alias = "scst_event_stpg_notify_fn")]
     fn finish(&self, status: i32) {
         let Some(core) = self.core.upgrade() else {
             return;
@@ -169,8 +127,13 @@ impl Stpg {
             return;
         };
         if !ok {
-            kshim::pr_err!(
-                "SET TARGET PORT GROUPS for device {} failed (status {status})",
+            let why = if status == code::ENOENT.errno().saturating_neg() {
+                "nobody carries it out".to_owned()
+            } else {
+                format!("status {status}")
+            };
+            kshim::pr_err_ratelimited!(
+                "SET TARGET PORT GROUPS for device {} failed: {why}",
                 self.dev.name()
             );
             cmd.set_sense(sense::SET_TARGET_PGS_FAILED);

@@ -377,6 +377,21 @@ proptest! {
 }
 
 #[test]
+fn the_operator_ends_only_blocks_of_the_operator() {
+    let dev: DevBlock<Item> = DevBlock::new();
+    assert!(dev.try_unblock().is_none());
+    dev.block_own();
+    assert_eq!(dev.ext_blocks(), (0, false));
+    assert!(dev.try_unblock().is_none());
+    dev.block(None);
+    assert_eq!(dev.ext_blocks(), (1, false));
+    assert!(dev.unblock_own().is_empty());
+    assert!(dev.is_ext_blocked());
+    assert!(dev.try_unblock().is_some());
+    assert!(dev.try_unblock().is_none() && dev.is_idle());
+}
+
+#[test]
 fn bypassing_commands_are_not_counted() {
     let dev = DevBlock::new();
     dev.block(None);

@@ -8,6 +8,7 @@ use crate::acg::BlackHole;
 use crate::blocking::BlockTicket;
 use crate::cdb::{self, CdbError, CdbFlags, CdbInfo};
 use crate::consts::{DataDirection, QueueType, SamStatus};
+use crate::event::Kind;
 use crate::local_cmd;
 use crate::lun::Lun;
 use crate::order::{OrderPolicy, OrderTicket};
@@ -216,8 +217,7 @@ impl Cmd {
         }
         let Some(tgt_dev) = self.sess.luns.read(&guard).get(self.lun).cloned() else {
             drop(guard);
-            local_cmd::lun_not_supported(&mut self);
-            self.set_abnormal_done_state();
+            self.no_such_lun();
             return Next::Same(self);
         };
         let count = tgt_dev.count_cmd();
@@ -240,6 +240,17 @@ impl Cmd {
             self.set_sn();
         }
         Next::Same(self)
+    }
+
+    #[cold]
+    fn no_such_lun(&mut self) {
+        self.sess.core.events().tell(|| Kind::LunNotFound {
+            lun: self.lun,
+            initiator: self.sess.initiator_name().to_owned(),
+            target: self.sess.tgt().name().to_owned(),
+        });
+        local_cmd::lun_not_supported(self);
+        self.set_abnormal_done_state();
     }
 
     /// Whether the command is swallowed (`black_hole`): it is aborted then, and never answered.

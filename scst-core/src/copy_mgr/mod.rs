@@ -122,7 +122,7 @@ impl std::fmt::Debug for CopyManager {
 impl CopyManager {
     pub(crate) fn new(main_threads: &Arc<CmdThreads>) -> Self {
         Self {
-            tgt: Tgt::new(TARGET_NAME, Arc::new(Template), 0),
+            tgt: Tgt::new(TARGET_NAME, Arc::new(Template), 0, None),
             threads: CmdThreads::new("copy_mgr", MAX_COPIES, main_threads),
             allow_not_connected_copy: AtomicBool::new(false),
             auto_cm_assignment: AtomicBool::new(true),

@@ -10,6 +10,8 @@ use crate::cmd::CmdHome;
 use crate::consts::MAX_NAME;
 use crate::dev_type::DevHandler;
 use crate::device::{DevPool, Device};
+use crate::event::Kind;
+use crate::event::payload::UNREG_SESS_TM;
 use crate::pres::TransportId;
 use crate::retained::RetainedStates;
 use crate::sense::Sense;
@@ -145,6 +147,9 @@ impl Core {
             let cm = self.copy_mgr.tgt();
             self.show(|tree| tree.lun_added(cm, &cm.default_acg(), lun, &entry));
         }
+        self.events().tell(|| Kind::RegVirtDev {
+            device: name.to_owned(),
+        });
         pr_info!("Attached to virtual device {name}");
         Ok(dev)
     }
@@ -205,7 +210,7 @@ impl Core {
         if config.tgts.iter().any(|t| taken(&t)) {
             return Err(ConfigError::Exists(name.to_owned()));
         }
-        let tgt = Tgt::new(name, template, 0);
+        let tgt = Tgt::new(name, template, 0, Some(Arc::clone(self.events())));
         config.tgts.push(Arc::clone(&tgt));
         self.tgt_list.lock().push(Arc::downgrade(&tgt));
         self.show(|tree| tree.tgt_added(&tgt));
@@ -309,6 +314,8 @@ impl Core {
     /// ([`Session::retain`]), which gets what is answered. Context: may sleep.
     #[doc(alias = "scst_unregister_session")]
     pub fn unregister_session(&self, sess: &Arc<Session>) -> Option<RetainedStates> {
+        self.events()
+            .tell(|| Kind::TmFnReceived(sess.tm_event(UNREG_SESS_TM)));
         // Not under the lock: it waits for the session's attributes.
         self.show(|tree| tree.session_removed(sess));
         let _config = self.config.lock();

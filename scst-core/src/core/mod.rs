@@ -21,6 +21,7 @@ use crate::cmd::CmdThreads;
 pub use crate::cmd::cmd_done;
 use crate::copy_mgr::CopyManager;
 use crate::device::Device;
+use crate::event::Events;
 use crate::mgmt::TmThread;
 use crate::session::Session;
 use crate::sgv::{MemLim, SgvConfig, SgvPools};
@@ -119,6 +120,7 @@ pub struct Core {
     /// The limit for commands that are for no device.
     pub(crate) sgv_no_dev: Arc<MemLim>,
     pub(crate) tm: TmThread,
+    events: Arc<Events>,
     /// The management tree, which is told of all changes.
     pub(crate) tree: SpinLock<Option<Arc<ScstTree>>>,
     mgmt: Arc<WorkerQueue<MgmtWork>>,
@@ -165,6 +167,7 @@ impl Core {
             sgv,
             max_dev_cmd_mem: sgv_config.max_dev_cmd_mem(),
             tm: TmThread::start()?,
+            events: Arc::new(Events::start()?),
             tree: SpinLock::new(None),
             mgmt: Arc::clone(&mgmt),
             mgmt_thread: SpinLock::new(None),
@@ -186,6 +189,11 @@ impl Core {
         &self.params
     }
 
+    /// What happens here, for who wants to know. Context: any.
+    pub fn events(&self) -> &Arc<Events> {
+        &self.events
+    }
+
     /// Runs `work` on the management thread, after what was posted before. Context: any.
     #[doc(alias = "scst_mgmtd")]
     pub fn post_mgmt(&self, work: impl FnOnce(&Arc<Core>) + Send + 'static) {
@@ -200,6 +208,7 @@ impl Core {
             t.stop();
         }
         self.tm.stop();
+        self.events.stop();
         self.copy_mgr.threads.stop();
         self.main_threads.stop();
         self.sgv.stop();

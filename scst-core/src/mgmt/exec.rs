@@ -4,6 +4,7 @@ use super::{MgmtCmd, TmFunction, TmStatus};
 use crate::cmd::shared::{Abort, CmdRef};
 use crate::cmd::{clear_aca, unblock_aborted};
 use crate::device::Device;
+use crate::event::{Kind, payload::tm_code};
 use crate::sense;
 use crate::session::Session;
 use crate::tgt_dev::TgtDev;
@@ -22,6 +23,7 @@ pub(super) fn exec(mcmd: &Arc<MgmtCmd>) {
         p.lun,
         p.tag
     );
+    mcmd.tell();
     match p.function {
         TmFunction::AbortTask => abort_task(mcmd),
         TmFunction::NexusLossSess => abort_session(mcmd),
@@ -119,19 +121,48 @@ fn abort_task_set(mcmd: &Arc<MgmtCmd>, t: &TgtDev, abort: Abort) -> usize {
     abort_cmds(mcmd, &sess, abort, |lun| lun == t.lun)
 }
 
-#[doc(alias = "scst_abort_task")]
-fn abort_task(mcmd: &Arc<MgmtCmd>) {
-    let p = mcmd.params();
-    let sess = mcmd.session();
-    let found = sess.cmds.lock().iter().find_map(|c| {
+#[doc(alias = "__scst_find_cmd_by_tag")]
+fn find_cmd(sess: &Session, tag: u64) -> Option<CmdRef> {
+    sess.cmds.lock().iter().find_map(|c| {
         let (generation, _) = c.live()?;
-        let it = c.tag.load(Ordering::Acquire) == p.tag;
+        let it = c.tag.load(Ordering::Acquire) == tag;
         it.then(|| CmdRef {
             shared: Arc::clone(c),
             generation,
         })
-    });
-    let Some(cmd) = found else {
+    })
+}
+
+impl MgmtCmd {
+    /// Tells those who listen.
+    #[doc(alias = "scst_event_queue_tm_fn_received")]
+    fn tell(&self) {
+        let (p, sess) = (self.params(), self.session());
+        sess.core.events().tell(|| {
+            let mut event = sess.tm_event(tm_code(p.function));
+            event.lun = p.lun;
+            let mut lun = p.function.is_for_lun().then_some(p.lun);
+            if p.function == TmFunction::AbortTask
+                && let Some(cmd) = find_cmd(sess, p.tag)
+            {
+                lun = Some(cmd.shared.lun.load(Ordering::Acquire));
+                event.tag = p.tag;
+                let [opcode, ..] = &mut event.cdb;
+                *opcode = cmd.shared.opcode.load(Ordering::Relaxed);
+            }
+            if let Some(t) = lun.and_then(|lun| sess.lookup_tgt_dev(lun)) {
+                event.device = t.dev.name().to_owned();
+            }
+            Kind::TmFnReceived(event)
+        });
+    }
+}
+
+#[doc(alias = "scst_abort_task")]
+fn abort_task(mcmd: &Arc<MgmtCmd>) {
+    let p = mcmd.params();
+    let sess = mcmd.session();
+    let Some(cmd) = find_cmd(sess, p.tag) else {
         mcmd.set_status(TmStatus::TaskNotExist);
         return;
     };
@@ -199,7 +230,7 @@ fn pr_abort_all(mcmd: &Arc<MgmtCmd>, t: &Arc<TgtDev>) {
 /// for it too, by a unit attention.
 #[doc(alias = "scst_lun_reset")]
 fn lun_reset(mcmd: &Arc<MgmtCmd>, dev: &Arc<Device>) {
-    dev.block.block(None);
+    dev.block.block_own();
     // A command that is on the device in spite of the block is found among those of its session.
     fence(Ordering::SeqCst);
     mcmd.needs_unblocking.lock().push(Arc::clone(dev));
@@ -327,7 +358,7 @@ pub(super) fn send_done(mcmd: &Arc<MgmtCmd>) {
     }
     let blocked = std::mem::take(&mut *mcmd.needs_unblocking.lock());
     for dev in blocked {
-        for cmd in dev.block.unblock() {
+        for cmd in dev.block.unblock_own() {
             let home = Arc::clone(&cmd.session().home);
             home.post(cmd);
         }

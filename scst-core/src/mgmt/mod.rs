@@ -52,6 +52,25 @@ pub enum TmFunction {
     PrAbortAll,
 }
 
+impl TmFunction {
+    /// Whether it is for a logical unit as a whole.
+    pub(crate) fn is_for_lun(self) -> bool {
+        match self {
+            Self::AbortTaskSet
+            | Self::ClearAca
+            | Self::ClearTaskSet
+            | Self::LunReset
+            | Self::QueryTaskSet
+            | Self::PrAbortAll => true,
+            Self::AbortTask
+            | Self::TargetReset
+            | Self::NexusLossSess
+            | Self::NexusReset
+            | Self::QueryTask => false,
+        }
+    }
+}
+
 /// How a request ended.
 #[doc(alias = "SCST_MGMT_STATUS_SUCCESS")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

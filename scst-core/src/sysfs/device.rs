@@ -7,6 +7,7 @@ use crate::cmd::ThreadsPoolType;
 use crate::consts::DEF_MAX_TGT_DEV_COMMANDS;
 use crate::core::Core;
 use crate::device::Device;
+use crate::event::Kind;
 use kshim::error::{Result, code};
 use kshim::kobject::{Attr, Kobject};
 use std::path::{Path, PathBuf};
@@ -159,7 +160,7 @@ impl Owner {
                     let (blocks, pending) = d.block.ext_blocks();
                     line(format_args!("{blocks} {}", u8::from(pending)), false)
                 },
-                |_, d, text| block(d, text),
+                |c, d, text| block(c, d, text),
             )
             .direct(),
         ]
@@ -226,9 +227,10 @@ impl Owner {
     }
 }
 
-/// `0` unblocks, `1` blocks and waits for the commands on the device, `11 DATA` blocks and returns at once.
+/// `0` unblocks, `1` blocks and waits for the commands on the device, `11 DATA` blocks and returns at once: an event with
+/// the data tells when there are no commands any more.
 #[doc(alias = "scst_dev_block_store")]
-fn block(dev: &Arc<Device>, text: &str) -> Result {
+fn block(core: &Core, dev: &Arc<Device>, text: &str) -> Result {
     let text = text.trim_end();
     let (what, rest) = text.split_at_checked(1).ok_or(code::EINVAL)?;
     match (what, rest.trim_start()) {
@@ -242,9 +244,11 @@ fn block(dev: &Arc<Device>, text: &str) -> Result {
         }
         ("1", rest) => {
             let data = rest.strip_prefix('1').ok_or(code::EINVAL)?;
-            let (name, data) = (dev.name().to_owned(), data.trim().to_owned());
+            let (device, data) = (dev.name().to_owned(), data.trim().as_bytes().to_vec());
+            let events = Arc::clone(core.events());
             dev.block.block(Some(Box::new(move || {
-                kshim::pr_info!("Device {name} is blocked: {data}");
+                kshim::pr_info!("Device {device} is blocked");
+                events.tell(|| Kind::ExtBlockingDone { device, data });
             })));
             Ok(())
         }
