@@ -40,6 +40,10 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Run a program where /sys/kernel/scst_tgt is the tree of the running server
     Exec(ExecArgs),
+    /// Tell what happens in the running server, a line for each event, until it ends
+    Events(EventsArgs),
+    /// Have a program carry out SET TARGET PORT GROUPS, as SCST's stpgd does
+    Stpgd(StpgdArgs),
 }
 
 /// Arguments of `scstd run`.
@@ -107,6 +111,40 @@ pub(crate) struct ExecArgs {
         allow_hyphen_values = true
     )]
     pub(crate) command: Vec<OsString>,
+}
+
+/// Arguments of `scstd events`.
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// The server's control socket [default: $SCST_CONTROL, else scst/control.sock below $XDG_RUNTIME_DIR or /run]
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) control: Option<PathBuf>,
+
+    /// Only these: LUN_NOT_FOUND, NEGATIVE_LUNS_INQUIRY, EXT_BLOCKING_DONE, TM_FN_RECEIVED, STPG_USER_INVOKE,
+    /// REG_VIRT_DEV, or numbers
+    #[arg(value_name = "EVENT")]
+    pub(crate) names: Vec<String>,
+}
+
+/// Arguments of `scstd stpgd`.
+#[derive(Debug, Args)]
+pub(crate) struct StpgdArgs {
+    /// The server's control socket [default: $SCST_CONTROL, else scst/control.sock below $XDG_RUNTIME_DIR or /run]
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) control: Option<PathBuf>,
+
+    /// The program. Its arguments: device, state, wanted state, device group, target group
+    #[arg(
+        short,
+        long,
+        value_name = "PROG",
+        default_value = "/usr/local/bin/scst/scst_on_stpg"
+    )]
+    pub(crate) path: PathBuf,
+
+    /// Seconds that it may take
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 17)]
+    pub(crate) timeout: u16,
 }
 
 /// Arguments of `scstd serve`.

@@ -15,6 +15,8 @@ use kshim::error::{Error, code};
 use kshim::kobject::control::{self, Client};
 use kshim::{fs, host, ns};
 
+use scst_usermode::events;
+
 use crate::cli::ExecArgs;
 
 /// Where SCST's tree belongs.
@@ -36,7 +38,7 @@ const SHIMS: [(&str, &str); 3] = [("modprobe", QUIET), ("rmmod", QUIET), ("lsmod
 /// Why it cannot.
 pub(crate) fn run(args: &ExecArgs) -> Result<()> {
     let control = args.control.clone().unwrap_or_else(control::default_path);
-    let client = Client::connect(&control).map_err(|e| no_server(&control, e))?;
+    let client = Client::connect(&control).map_err(|e| events::no_server(&control, e))?;
     let control = fs::canonicalize(&control)?;
     ns::own_mounts().map_err(no_namespace)?;
     let dir = Path::new(SYS_KERNEL);
@@ -63,17 +65,6 @@ fn write_shims(dir: &Path) -> Result<PathBuf> {
         ns::write_script(&bin.join(name), text).with_context(|| name.to_owned())?;
     }
     Ok(bin)
-}
-
-fn no_server(path: &Path, e: Error) -> anyhow::Error {
-    let path = path.display();
-    match e {
-        code::ENOENT | code::ECONNREFUSED => {
-            anyhow!("no server at {path} (scstd run; see --control)")
-        }
-        code::EACCES | code::EPERM => anyhow!("{path}: the server is another user's"),
-        e => anyhow!("{path}: {e}"),
-    }
 }
 
 fn no_namespace(e: Error) -> anyhow::Error {

@@ -3,3 +3,4 @@
 
 pub mod admin;
 pub mod conf;
+pub mod events;

@@ -1,5 +1,6 @@
 //! `scstd`, the SCST server: `scstd serve FILE|SIZE...` serves files and RAM disks as the LUNs of one iSCSI target, `scstd run`
-//! is the full server with SCST's management tree, `scstd exec` runs a program that sees this tree where the kernel has it.
+//! is the full server with SCST's management tree, `scstd exec` runs a program that sees this tree where the kernel has it,
+//! `scstd events` tells what happens in it, `scstd stpgd` carries out SET TARGET PORT GROUPS.
 //!
 //! Key types: [`cli::Cli`] is the command line, [`config::ServeConfig`] what was asked for after everything was checked,
 //! [`server::Server`] the running target. Below: `iscsi-scst`, `backstores`, `scst-core`.
@@ -20,11 +21,13 @@ mod serve;
 mod server;
 mod signals;
 mod size;
+mod stpgd;
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use scst_usermode::events;
 
 /// Exit code for a command line that cannot be understood.
 const EXIT_USAGE: u8 = 2;
@@ -38,6 +41,8 @@ fn main() -> ExitCode {
         cli::Command::Serve(args) => logger::init(&cli.log).and_then(|()| serve::run(args)),
         cli::Command::Run(args) => logger::init(&cli.log).and_then(|()| run::run(args)),
         cli::Command::Exec(args) => logger::init(&cli.log).and_then(|()| exec::run(args)),
+        cli::Command::Events(args) => logger::init(&cli.log).and_then(|()| follow(args)),
+        cli::Command::Stpgd(args) => logger::init(&cli.log).and_then(|()| stpgd::run(args)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -46,6 +51,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// `scstd events`.
+fn follow(args: &cli::EventsArgs) -> anyhow::Result<()> {
+    let filters = events::filters(&args.names)?;
+    let control = args.control.clone();
+    let control = control.unwrap_or_else(kshim::kobject::control::default_path);
+    let ready = || log::debug!("{}: following", control.display());
+    events::follow_events(&control, &filters, &mut std::io::stdout(), ready)
 }
 
 /// Help and version go to stdout in full; an error becomes one line.
@@ -67,7 +81,7 @@ fn usage(e: &clap::Error) -> ExitCode {
     let mut args = std::env::args().skip(1).filter(|a| !a.starts_with('-'));
     let sub = args
         .next()
-        .filter(|a| ["run", "exec"].contains(&a.as_str()));
+        .filter(|a| ["run", "exec", "events", "stpgd"].contains(&a.as_str()));
     let sub = sub.unwrap_or_else(|| "serve".to_owned());
     complain(&format!("{line} (see scstd {sub} --help)"));
     ExitCode::from(EXIT_USAGE)

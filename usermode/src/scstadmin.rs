@@ -13,6 +13,7 @@ use kshim::kobject::mounted::Mounted;
 use kshim::kobject::tree::TreeOps;
 use scst_usermode::admin::{self, CommandLine, Streams};
 use scst_usermode::conf::SYSFS_ROOT;
+use scst_usermode::events;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args_os()
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     };
     let code = match CommandLine::read(&args, &mut streams) {
         Err(code) => code,
+        Ok(line) if line.events().is_some() => follow(&line, &mut streams),
         Ok(line) => match connect(&line) {
             Ok(tree) => admin::run(line, tree.as_ref(), &mut streams),
             Err(why) => {
@@ -38,6 +40,21 @@ fn main() -> ExitCode {
         },
     };
     ExitCode::from(u8::try_from(code).unwrap_or(1))
+}
+
+/// Tells what happens until the server ends; the exit code.
+fn follow(line: &CommandLine, streams: &mut Streams<'_>) -> i32 {
+    let control = line.control().unwrap_or_else(default_path);
+    let followed = events::filters(&line.events().unwrap_or_default())
+        .and_then(|filters| events::follow_events(&control, &filters, streams.out, || ()));
+    match followed {
+        Ok(()) => 0,
+        Err(why) => {
+            // With stderr gone there is nobody left to tell.
+            let _ = writeln!(streams.err, "scstadmin: {why:#}");
+            1
+        }
+    }
 }
 
 /// The tree that is meant.

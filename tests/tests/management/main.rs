@@ -2,6 +2,7 @@
 
 mod aptpl;
 mod config;
+mod events;
 mod exec;
 mod scstadmin_suite;
 mod under_load;

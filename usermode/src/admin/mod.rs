@@ -80,11 +80,21 @@ impl CommandLine {
             let _ = streams.out.write_all(text.as_bytes());
             return Err(0);
         }
+        if opts.has("events") {
+            return Ok(CommandLine { opts });
+        }
         rules::check(&opts).map_err(|line| {
             let _ = writeln!(streams.out, "{line}");
             1
         })?;
         Ok(CommandLine { opts })
+    }
+
+    /// The events that it wants to follow, if it wants to; none stands for all.
+    pub fn events(&self) -> Option<Vec<String>> {
+        let names = self.opts.get("events").unwrap_or_default().split(',');
+        let names = names.filter(|n| !n.is_empty()).map(str::to_owned);
+        self.opts.has("events").then(|| names.collect())
     }
 
     /// The control socket that it names.

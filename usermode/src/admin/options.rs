@@ -514,6 +514,11 @@ pub(crate) const FAMILIES: &[Family] = &[
                 "The directory at which the tree of the server is mounted.",
             ),
             ours(
+                "events",
+                Arg::May("EVENT,..."),
+                "Tell what happens in the server, a line for each event, until it ends.",
+            ),
+            ours(
                 "generate",
                 Arg::Must("man|bash|zsh|fish"),
                 "Print the manual page or a shell's completions.",

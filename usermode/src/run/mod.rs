@@ -26,6 +26,7 @@ use kshim::sys::signal::Termination;
 use kshim::{fs, host};
 use scst_core::core::{Core, CoreParams};
 use scst_core::dev_handlers::tcmur;
+use scst_core::event;
 use scst_core::scst_local::LocalDriver;
 use scst_core::sysfs::ScstTree;
 
@@ -189,7 +190,8 @@ impl Running {
         let root = self.tree.root();
         let (mounts, served) = (Arc::clone(&self.exec_mounts), Arc::clone(root));
         let on_fuse = move |device| mounts.add(&served, device);
-        let control = ControlServer::start(&settings.control, Tree::new(root), on_fuse, None);
+        let events = Some(event::Control::extension(&self.core));
+        let control = ControlServer::start(&settings.control, Tree::new(root), on_fuse, events);
         self.control = Some(control.map_err(|e| control_error(settings, e))?);
         if let Some(dir) = &settings.sysfs {
             let mount = FuseMount::mount(root, dir);
