@@ -3,7 +3,7 @@
 //! A backstore knows kshim's block layer and nothing of SCST: it registers a disk with
 //! [`kshim::block::register_disk`], and the device handler opens it by path.
 //!
-//! - [`ram`]: RAM disks, `/dev/ram/NAME`.
+//! - [`ram`]: RAM disks, `/dev/ram/NAME`, and files that are mapped into memory, `/dev/mmap/FILE`.
 //! - [`tcmur`]: what handler plug-ins of tcmu-runner have, `/dev/tcmur/SUBTYPE/CFGSTRING`.
 #![cfg_attr(
     test,
@@ -14,5 +14,6 @@
     )
 )]
 
+mod options;
 pub mod ram;
 pub mod tcmur;

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use backstores::ram::{self, MMAP_PREFIX};
 use backstores::tcmur::{self, TCMUR_PREFIX};
 use iscsi_scst::accounts::Accounts;
 use kshim::error::code;
@@ -66,7 +67,7 @@ pub(crate) enum Backing {
     Null,
     /// A file with this absolute path.
     File(PathBuf),
-    /// A host block device with this absolute path.
+    /// A host block device, or a mapped file below [`MMAP_PREFIX`], with this absolute path.
     BlockDevice(PathBuf),
     /// A disk that a driver of `ports/` makes when this path is opened.
     Port(String),
@@ -109,6 +110,7 @@ impl ServeConfig {
         if luns > MAX_LUNS {
             bail!("{luns} LUNs, more than {MAX_LUNS}");
         }
+        ram::init().context("RAM disks")?;
         tcmur::init(args.handler_dir.as_deref()).context("--handler-dir")?;
         ports::init().context("block drivers")?;
         let mut planner = Planner {
@@ -200,6 +202,9 @@ impl Planner {
             self.add(n, Backing::Port(path.to_owned()), 0);
             return Ok(());
         }
+        if let Some(path) = argument.to_str().filter(|p| p.starts_with(MMAP_PREFIX)) {
+            return self.mapped(n, path);
+        }
         let path = Path::new(argument);
         let has_slash = argument.as_encoded_bytes().contains(&b'/');
         let stat = match fs::stat(path) {
@@ -213,6 +218,15 @@ impl Planner {
             None => (Backing::Ram, ram_size(argument)?),
         };
         self.add(n, backing, bytes);
+        Ok(())
+    }
+
+    /// A file that is mapped into memory: its size comes out when it is opened.
+    fn mapped(&mut self, n: usize, path: &str) -> Result<()> {
+        if let Some(first) = self.planned.insert(PathBuf::from(path), n) {
+            bail!("is LUN {first} already; a file can be one LUN only");
+        }
+        self.add(n, Backing::BlockDevice(PathBuf::from(path)), 0);
         Ok(())
     }
 

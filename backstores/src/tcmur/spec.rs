@@ -4,6 +4,7 @@ use kshim::prelude::*;
 use kshim::time::Delta;
 
 use super::TCMUR_PREFIX;
+use crate::options::{parse_size, split_options};
 
 /// How long a command may take before it is failed, unless the path says otherwise: longer than handler_rbd waits for an
 /// OSD (31 s).
@@ -30,22 +31,6 @@ pub(super) struct Spec {
     pub(super) lock: bool,
 }
 
-/// Bytes, with K, M, G or T for powers of 1024.
-fn parse_size(text: &str) -> Option<u64> {
-    let (digits, shift) = match text.as_bytes().last()?.to_ascii_uppercase() {
-        b'K' => (&text[..text.len() - 1], 10),
-        b'M' => (&text[..text.len() - 1], 20),
-        b'G' => (&text[..text.len() - 1], 30),
-        b'T' => (&text[..text.len() - 1], 40),
-        _ => (text, 0),
-    };
-    if !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    let n = digits.parse::<u64>().ok()?;
-    n.checked_mul(1 << shift).filter(|n| *n > 0)
-}
-
 impl Spec {
     /// Takes a path apart.
     ///
@@ -66,24 +51,18 @@ impl Spec {
             timeout: Some(DEFAULT_TIMEOUT),
             lock: false,
         };
-        // A question mark may be part of a file's name: options look like options.
-        if let Some((cfg, options)) = rest.rsplit_once('?')
-            && options.contains('=')
-        {
-            spec.cfg = cfg.to_owned();
-            for option in options.split('&') {
-                spec.option(option).inspect_err(|_| {
-                    pr_err!(
-                        "{path}: {option:?} is no option, as size=BYTES, timeout=SECONDS, lock=on"
-                    );
-                })?;
-            }
+        let (cfg, options) = split_options(rest);
+        spec.cfg = cfg.to_owned();
+        for (key, value) in options {
+            spec.option(key, value).inspect_err(|_| {
+                pr_err!("{path}: {key:?} is no option, as size=BYTES, timeout=SECONDS, lock=on");
+            })?;
         }
         Ok(spec)
     }
 
-    fn option(&mut self, option: &str) -> Result {
-        match option.split_once('=').ok_or(EINVAL)? {
+    fn option(&mut self, key: &str, value: &str) -> Result {
+        match (key, value) {
             ("size", n) => self.size = Some(parse_size(n).ok_or(EINVAL)?),
             ("timeout", n) => {
                 let secs: i64 = n.parse().map_err(|_| EINVAL)?;
@@ -96,8 +75,7 @@ impl Spec {
             ("lock", "off") => self.lock = false,
             // The handler's own are set off by semicolons, which have another meaning for management.
             ("id" | "conf" | "osd_op_timeout", _) if self.subtype == "rbd" => {
-                self.cfg.push(';');
-                self.cfg.push_str(option);
+                self.cfg.push_str(&format!(";{key}={value}"));
             }
             _ => return Err(EINVAL),
         }

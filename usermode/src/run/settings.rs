@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use backstores::tcmur;
+use backstores::{ram, tcmur};
 use kshim::host;
 use kshim::kobject::control;
 
@@ -39,6 +39,7 @@ impl Settings {
     ///
     /// The first thing that is wrong.
     pub(super) fn check(args: &RunArgs) -> Result<Self> {
+        ram::init().context("RAM disks")?;
         tcmur::init(args.handler_dir.as_deref()).context("--handler-dir")?;
         ports::init().context("block drivers")?;
         let default_portals = args.portals.is_empty();

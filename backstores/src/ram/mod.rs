@@ -18,7 +18,11 @@
 //! [`BlockDevice::direct_access`]: kshim::block::BlockDevice::direct_access
 //! [`BlockDevice::submit_bio`]: kshim::block::BlockDevice::submit_bio
 //!
+//! After [`init`], management can make such disks by opening `/dev/ram/NAME?size=BYTES` or `/dev/mmap/FILE`.
+//!
 //! C source: `drivers/block/brd.c` of Linux is the nearest relative.
+
+mod probe;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,6 +34,8 @@ use kshim::block::{
 use kshim::fs::{self, File, OpenOptions};
 use kshim::page::{LentMem, LentRange, PAGE_SIZE};
 use kshim::prelude::*;
+
+pub use probe::{MMAP_PREFIX, init};
 
 /// Where RAM disks appear.
 pub const RAM_PREFIX: &str = "/dev/ram/";
@@ -107,38 +113,9 @@ impl RamDisk {
     /// another size, not 0. `EEXIST`: the name is taken. `EBUSY`: the file is claimed by another. `ENOMEM`: no address space.
     /// Others: opening, extending or mapping the file.
     pub fn create(name: &str, config: &RamConfig) -> Result<RamDisk> {
-        let bad = |c: char| c == '/' || c.is_control();
-        if name.is_empty() || name.len() > MAX_NAME_LEN || name.contains(bad) {
-            return Err(EINVAL);
-        }
-        if name == "." || name == ".." {
-            return Err(EINVAL);
-        }
-        let block = config.block_size;
-        let sizes = MIN_BLOCK_SIZE..=MAX_BLOCK_SIZE;
-        if !block.is_power_of_two() || !sizes.contains(&block) {
-            return Err(EINVAL);
-        }
-        if config.size == 0 || !config.size.is_multiple_of(u64::from(block)) {
-            return Err(EINVAL);
-        }
-        let len = usize::try_from(config.size)?;
+        check_name(name)?;
         let path = format!("{RAM_PREFIX}{name}");
-        let mem = match &config.backing {
-            Backing::Anonymous => LentMem::anonymous(len)?,
-            Backing::File(file) => map(file, config.size, len)?,
-        };
-        let persistent = !mem.can_lend();
-        let core = Core {
-            mem,
-            lost: AtomicI32::new(0),
-            path: path.clone(),
-        };
-        let ram = Ram {
-            core: Arc::new(core),
-            block_size: block,
-            pool: persistent.then(BlockWorkers::new),
-        };
+        let ram = Ram::new(&path, config)?;
         Ok(RamDisk {
             gendisk: register_disk(&path, Arc::new(ram))?,
         })
@@ -161,6 +138,16 @@ impl RamDisk {
             Ok(()) => Ok(()),
             Err(e) => Err((self, e)),
         }
+    }
+}
+
+fn check_name(name: &str) -> Result {
+    let bad = |c: char| c == '/' || c.is_control();
+    let fits = !name.is_empty() && name.len() <= MAX_NAME_LEN && !name.contains(bad);
+    if fits && name != "." && name != ".." {
+        Ok(())
+    } else {
+        Err(EINVAL)
     }
 }
 
@@ -209,6 +196,35 @@ struct Ram {
     block_size: u32,
     /// `None`: nothing ever blocks.
     pool: Option<BlockWorkers>,
+}
+
+impl Ram {
+    fn new(path: &str, config: &RamConfig) -> Result<Ram> {
+        let block = config.block_size;
+        let sizes = MIN_BLOCK_SIZE..=MAX_BLOCK_SIZE;
+        if !block.is_power_of_two() || !sizes.contains(&block) {
+            return Err(EINVAL);
+        }
+        if config.size == 0 || !config.size.is_multiple_of(u64::from(block)) {
+            return Err(EINVAL);
+        }
+        let len = usize::try_from(config.size)?;
+        let mem = match &config.backing {
+            Backing::Anonymous => LentMem::anonymous(len)?,
+            Backing::File(file) => map(file, config.size, len)?,
+        };
+        let persistent = !mem.can_lend();
+        let core = Core {
+            mem,
+            lost: AtomicI32::new(0),
+            path: path.to_owned(),
+        };
+        Ok(Ram {
+            core: Arc::new(core),
+            block_size: block,
+            pool: persistent.then(BlockWorkers::new),
+        })
+    }
 }
 
 impl BlockOps for Ram {
