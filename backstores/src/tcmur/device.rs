@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::ffi::c_int;
 use std::sync::Weak;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use kshim::block::BioOp;
 use kshim::kthread::{self, Kthread, WorkerQueue};
@@ -123,6 +123,8 @@ pub(super) struct Device {
     timeout: Option<Delta>,
     /// Other servers have the device, too.
     shared: bool,
+    /// The status of the first flush that failed since it was opened: data may be lost.
+    lost: AtomicI32,
     /// The handler wants the first write to a cluster to cover it.
     whole: Option<Whole>,
     pub(super) queue: WorkerQueue<Job>,
@@ -176,6 +178,7 @@ impl Device {
                 size,
                 timeout,
                 shared: spec.lock,
+                lost: AtomicI32::new(abi::TCMU_STS_OK),
                 whole: whole.and_then(Whole::new),
                 queue: WorkerQueue::new(),
                 table: Table::new(),
@@ -371,6 +374,10 @@ impl Device {
             orig,
             ..
         } = owner;
+        let said = match step {
+            Step::Flush => self.flushed(said),
+            _ => said,
+        };
         let good = said == abi::TCMU_STS_OK;
         let resid = match (step, &mut job.patch) {
             (Step::Main, _) => {
@@ -400,6 +407,21 @@ impl Device {
             End::Status(said, sense)
         };
         self.finish(job.what, end);
+    }
+
+    /// How a flush really ended. Who flushes a file is told of a lost write-back once, and the next flush would succeed.
+    fn flushed(&self, said: c_int) -> c_int {
+        match status::to_result(said) {
+            Ok(()) => self.lost.load(Ordering::Relaxed),
+            Err(EIO | EREMOTEIO) => {
+                let first = self.lost.swap(said, Ordering::Relaxed) == abi::TCMU_STS_OK;
+                if first {
+                    pr_err!("{}: flush failed, data may be lost ({said})", self.path);
+                }
+                said
+            }
+            Err(_) => said,
+        }
     }
 
     /// A request has written, with a larger write `patched` bytes.
@@ -640,6 +662,7 @@ impl Device {
     #[doc(alias = "tcmu_reopen_dev")]
     fn reopen(&self) -> bool {
         self.handler.close(&self.mem);
+        self.lost.store(abi::TCMU_STS_OK, Ordering::Relaxed);
         loop {
             {
                 let mut life = self.life.lock();

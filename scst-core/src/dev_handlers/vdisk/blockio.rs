@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(super) struct BlockStore {
     bdev: Arc<BlockDevice>,
     flush_unsupported: bool,
-    /// As `FileStore::unreported_failure`.
+    /// A flush for which no command waited has failed: the next one that somebody waits for says so.
     unreported_failure: Arc<AtomicBool>,
 }
 

@@ -1,19 +1,20 @@
 //! The data of a file device: cached reads and buffered writes inline, the rest on threads.
 //!
 //! DIFFERS: a flush is an fdatasync, and a FUA write an O_DSYNC write of its range; SCST writes back a range of pages
-//! that it computes wrongly, and never flushes the disk's own cache. DIFFERS: the failure of a flush with IMMED is told
-//! at the next flush; SCST forgets it. DIFFERS: `write_through` makes each write an O_DSYNC write; SCST opens the file with
+//! that it computes wrongly, and never flushes the disk's own cache. DIFFERS: after a failed flush, also of one with IMMED,
+//! each flush fails until the file is opened anew, as the host reports a lost write-back once and takes the pages for clean
+//! then; SCST forgets it. DIFFERS: `write_through` makes each write an O_DSYNC write; SCST opens the file with
 //! O_DSYNC, and again when MODE SELECT switches the cache.
 //!
 //! C source: `fileio_exec_read`, `fileio_exec_write`, `__vdisk_fsync_fileio` of `scst/src/dev_handlers/scst_vdisk.c`
 
 use super::VdiskParams;
 use super::breaker::Breaker;
-use kshim::error::{Result, code};
+use kshim::error::{Error, Result, code};
 use kshim::fs::{File, KiocbFlags, OpenOptions};
 use kshim::scatterlist::SGTable;
+use kshim::sync::OnceLock;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Larger transfers are never done on a reactor, however fast the file is: others wait meanwhile.
 const INLINE_MAX: usize = 1024 * 1024;
@@ -24,11 +25,8 @@ pub(super) struct FileStore {
     file: File,
     size_at_open: u64,
     breaker: Breaker,
-    /// Flushes that failed. The host tells a failed write-back once, to whoever asks first; others that were
-    /// flushing at the same time learn it from here.
-    flush_failures: AtomicU64,
-    /// A flush for which no command waited has failed: the next one that somebody waits for says so.
-    unreported_failure: AtomicBool,
+    /// Why data may be lost: the first failure of a write-back.
+    lost: OnceLock<Error>,
 }
 
 /// What became of an attempt to do I/O without sleeping.
@@ -50,8 +48,7 @@ impl FileStore {
             file,
             size_at_open,
             breaker: Breaker::default(),
-            flush_failures: AtomicU64::new(0),
-            unreported_failure: AtomicBool::new(false),
+            lost: OnceLock::new(),
         })
     }
 
@@ -130,6 +127,15 @@ impl FileStore {
                 whole(n, len)?;
                 self.flush()
             }
+            Err(e @ (code::EIO | code::ENOSPC | code::EDQUOT)) if durable => {
+                // The write, or the sync after it, perhaps for data of an earlier one, which nobody else is told then. Without the
+                // sync only the former fails.
+                let again = || self.file.write_sg(sg, 0, len, pos, KiocbFlags::empty());
+                if e == code::EIO || again().is_ok() {
+                    self.remember(e);
+                }
+                Err(e)
+            }
             Err(e) => Err(e),
         }
     }
@@ -142,25 +148,29 @@ impl FileStore {
         self.file.copy_range(&src.file, src_pos, pos, len)
     }
 
-    /// Flushes, and fails also for a failure that overlapped or that nobody has heard of.
-    pub(super) fn flush(&self) -> Result {
-        let before = self.flush_failures.load(Ordering::SeqCst);
-        if let Err(e) = self.file.fdatasync() {
-            self.flush_failures.fetch_add(1, Ordering::SeqCst);
-            return Err(e);
+    fn remember(&self, e: Error) {
+        if self.lost.set(e).is_ok() {
+            let path = self.file.path().display();
+            kshim::pr_err!("{path}: write-back failed, data may be lost: {e}");
         }
-        let unreported = self.unreported_failure.swap(false, Ordering::SeqCst);
-        if unreported || self.flush_failures.load(Ordering::SeqCst) != before {
-            return Err(code::EIO);
-        }
-        Ok(())
     }
 
-    /// A flush for which nobody waits (IMMED): a failure is kept for the next one.
+    /// Flushes; fails also if a flush has failed since the file was opened.
+    pub(super) fn flush(&self) -> Result {
+        if let Err(e) = self.file.fdatasync() {
+            // Not a file that can be flushed.
+            if e != code::EINVAL && e != code::EROFS {
+                self.remember(e);
+            }
+            return Err(e);
+        }
+        self.lost.get().map_or(Ok(()), |e| Err(*e))
+    }
+
+    /// A flush for which nobody waits (IMMED): a failure is told at the next one.
     pub(super) fn flush_in_background(&self) {
         if let Err(e) = self.flush() {
             kshim::pr_err!("{}: flush failed: {e}", self.file.path().display());
-            self.unreported_failure.store(true, Ordering::SeqCst);
         }
     }
 
