@@ -46,6 +46,8 @@ pub struct ServerOptions {
     pub cpus: Option<u32>,
     /// Further arguments, as `--size`.
     pub more: Vec<String>,
+    /// A program that runs the server, with its arguments.
+    pub wrapper: Vec<String>,
 }
 
 impl ServerOptions {
@@ -88,7 +90,14 @@ impl ServerOptions {
 
     /// The command line that starts the server on a free port.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(scstd());
+        let mut command = match self.wrapper.split_first() {
+            Some((program, args)) => {
+                let mut command = Command::new(program);
+                command.args(args).arg(scstd());
+                command
+            }
+            None => Command::new(scstd()),
+        };
         command
             .arg("serve")
             .args(&self.luns)

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use kshim::kobject::control::Client;
 use kshim::kobject::tree::TreeOps as _;
 use rustix::process::{Pid, Signal, kill_process};
+use scst_tests::kills::{LUN_BYTES, outlive_kills};
 use scst_tests::rng::Rng;
 use scst_tests::run_server::{RunOptions, RunServer};
 use scst_tests::scsi;
@@ -133,6 +134,15 @@ impl Drop for Ceph {
             let _ = child.kill();
             let _ = child.wait();
         }
+        if std::thread::panicking() {
+            for name in ["mon.a", "osd.0"] {
+                let log = self.dir.path().join(format!("{name}.log"));
+                let text = fs::read_to_string(log).unwrap_or_default();
+                let lines: Vec<&str> = text.lines().collect();
+                let last = &lines[lines.len().saturating_sub(60)..];
+                println!("{name}:\n{}", last.join("\n"));
+            }
+        }
     }
 }
 
@@ -174,12 +184,16 @@ osd objectstore = memstore
 memstore device bytes = 536870912
 osd fast shutdown = false
 mon allow pool size one = true
+mon data avail crit = 0
 mon data = {dir}/mon
 osd data = {dir}/osd
 run dir = {dir}
 admin socket = {dir}/$name.$pid.asok
 log file = {dir}/$name.log
 pid file = {dir}/$name.pid
+[osd]
+# The cluster's id at once: an OSD that talks to the monitor before it was told gives up.
+monmap = {dir}/monmap
 "
     )
 }
@@ -281,6 +295,7 @@ fn an_image_is_served_written_and_kept_through_outages() {
 
     resize(&ceph);
     take_over(&ceph);
+    kills(&ceph);
     // What is not there is said at the start.
     let out = run_serve(&ceph.lun("none"));
     assert!(out.contains("cannot be opened"), "{out}");
@@ -424,6 +439,20 @@ fn take_over(ceph: &Ceph) {
         ceph.content("shared") == expected,
         "the image has other data"
     );
+}
+
+/// A server that is killed while it is written to. Without an exclusive lock, as who comes after the dead waits for it.
+fn kills(ceph: &Ceph) {
+    let size = (LUN_BYTES >> 20).to_string();
+    ceph.rbd(&[
+        "create",
+        "p/k",
+        "--image-feature",
+        "layering",
+        "--size",
+        &size,
+    ]);
+    outlive_kills(&ServerOptions::lun(ceph.lun("k")));
 }
 
 /// The standard error of a server that must not start.

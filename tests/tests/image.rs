@@ -1,18 +1,15 @@
 //! A file system of real files travels through qemu-img to a LUN and back unharmed; what was acknowledged as durable
 //! outlives kill -9.
 //!
-//! `SCST_IMAGE_MIB` sets the size of the image (64), `SCST_KILL_ROUNDS` the number of kills (3).
+//! `SCST_IMAGE_MIB` sets the size of the image (64), `SCST_KILL_ROUNDS` the number of kills (5).
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
 use std::time::Duration;
 
-use scst_tests::rng::stamped_blocks;
-use scst_tests::scsi;
+use scst_tests::kills::{LUN_BYTES, outlive_kills};
 use scst_tests::tools::{env_number, require, require_qemu_img, run, sha256};
-use scst_tests::{Command, Rng, Server, ServerOptions};
+use scst_tests::{Rng, Server, ServerOptions};
 
 const LIMIT: Duration = Duration::from_secs(600);
 
@@ -146,10 +143,6 @@ fn a_file_system_survives_the_way_through_a_ram_disk() {
     tools.check(&server.url(0), dir.path(), mib << 20, &sha256(&image));
 }
 
-/// Blocks of the LUN in the kill test, and of one write.
-const EXTENTS: u64 = 256;
-const EXTENT_BLOCKS: u64 = 16;
-
 #[test]
 fn acknowledged_durable_writes_outlive_kill9() {
     if Server::is_external() {
@@ -157,9 +150,20 @@ fn acknowledged_durable_writes_outlive_kill9() {
     }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk.img");
-    let blocks = EXTENTS * EXTENT_BLOCKS;
-    fs::write(&path, vec![0; (blocks * 512) as usize]).unwrap();
+    fs::write(&path, vec![0; LUN_BYTES as usize]).unwrap();
     outlive_kills(&ServerOptions::file(&path));
+}
+
+#[test]
+fn so_they_do_in_a_mapped_file() {
+    if Server::is_external() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.img");
+    fs::write(&path, vec![0; LUN_BYTES as usize]).unwrap();
+    let path = path.to_str().unwrap();
+    outlive_kills(&ServerOptions::lun(format!("/dev/mmap/{path}")));
 }
 
 #[test]
@@ -173,111 +177,10 @@ fn so_they_do_in_a_qcow2_image() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk.qcow2");
     let image = path.to_str().unwrap();
-    let size = (EXTENTS * EXTENT_BLOCKS * 512).to_string();
+    let size = LUN_BYTES.to_string();
     run(&qemu, &["create", "-q", "-f", "qcow2", image, &size], LIMIT).success();
     outlive_kills(&ServerOptions::lun(format!("/dev/tcmur/qcow/{image}")));
     // 3: only clusters that nobody uses.
     let code = run(&qemu, &["check", "-f", "qcow2", image], LIMIT).code;
     assert!(matches!(code, Some(0 | 3)), "qemu-img check: {code:?}");
-}
-
-/// Kills a server that is written to, and starts it again, and looks at what is there.
-fn outlive_kills(options: &ServerOptions) {
-    let rounds = env_number("SCST_KILL_ROUNDS", 3);
-    let mut rng = Rng::from_env(21);
-    let mut server = Server::start_own(options);
-    // Generation of each extent: durable for sure, and newest that was sent.
-    let mut durable = vec![0u64; EXTENTS as usize];
-    let mut sent = durable.clone();
-    for round in 1..=rounds {
-        let moment = Duration::from_micros(rng.below(40_000));
-        write_until_killed(
-            &mut server,
-            moment,
-            round,
-            &mut rng,
-            &mut durable,
-            &mut sent,
-        );
-        server.restart();
-        let mut s = server.session(1);
-        let lun = server.lun(0);
-        for extent in 0..EXTENTS {
-            let (lba, i) = (extent * EXTENT_BLOCKS, extent as usize);
-            let data = s.read_blocks(lun, lba, EXTENT_BLOCKS as u32).unwrap();
-            // At most one write to an extent is under way at a time.
-            let found = [durable[i], sent[i]].into_iter().find(|&g| match g {
-                0 => data.iter().all(|&b| b == 0),
-                g => data == stamped_blocks(lba, EXTENT_BLOCKS, g),
-            });
-            let Some(found) = found else {
-                // A write that was under way may be torn between blocks, but nothing older than the durable one.
-                assert!(
-                    sent[i] > durable[i],
-                    "round {round}: extent {extent} lost generation {}",
-                    durable[i]
-                );
-                let new = stamped_blocks(lba, EXTENT_BLOCKS, sent[i]);
-                s.write_blocks(lun, lba, &new).unwrap();
-                durable[i] = sent[i];
-                continue;
-            };
-            (durable[i], sent[i]) = (found, found);
-        }
-        s.scsi(&Command::new(lun, scsi::synchronize_cache10()))
-            .unwrap()
-            .good();
-        s.close().unwrap();
-    }
-}
-
-/// Writes with FUA, eight commands in flight to different extents, until the server is killed after `moment`.
-fn write_until_killed(
-    server: &mut Server,
-    moment: Duration,
-    round: u64,
-    rng: &mut Rng,
-    durable: &mut [u64],
-    sent: &mut [u64],
-) {
-    let mut s = server.session(1);
-    let lun = server.lun(0);
-    let acknowledged = AtomicU64::new(0);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            thread::sleep(moment);
-            server.kill9();
-        });
-        let mut in_flight: Vec<(u32, u64, u64)> = Vec::new();
-        loop {
-            let extent = rng.below(EXTENTS);
-            if in_flight.len() < 8 && !in_flight.iter().any(|f| f.1 == extent) {
-                let generation = sent[extent as usize] + 1;
-                let lba = extent * EXTENT_BLOCKS;
-                let data = stamped_blocks(lba, EXTENT_BLOCKS, generation);
-                let cdb = scsi::write16_fua(lba, EXTENT_BLOCKS as u32);
-                sent[extent as usize] = generation;
-                match s.submit(&Command::write(lun, cdb, data)) {
-                    Ok(tag) => in_flight.push((tag, extent, generation)),
-                    Err(e) if e.is_closed() => break,
-                    Err(e) => panic!("{e}"),
-                }
-                continue;
-            }
-            let (tag, extent, generation) = in_flight.remove(0);
-            match s.wait_scsi(tag) {
-                Ok(reply) => {
-                    assert!(reply.is_good(), "{reply}");
-                    durable[extent as usize] = generation;
-                    acknowledged.fetch_add(1, Ordering::Relaxed);
-                }
-                Err(e) if e.is_closed() => break,
-                Err(e) => panic!("{e}"),
-            }
-        }
-    });
-    println!(
-        "round {round}: {} writes acknowledged before the kill",
-        acknowledged.into_inner()
-    );
 }

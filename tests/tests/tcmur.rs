@@ -697,3 +697,62 @@ fn management_makes_such_devices() {
     assert!(server.stop().success());
     run(&qemu, &["check", "-f", "qcow2", text(&image)], LIMIT).success();
 }
+
+#[test]
+fn scst_conf_names_such_devices() {
+    let (true, Some(qemu)) = (ready(), require_qemu_img()) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let (image, disk) = (dir.path().join("a.qcow2"), dir.path().join("z.img"));
+    let create = ["create", "-q", "-f", "qcow2", text(&image), "8M"];
+    run(&qemu, &create, LIMIT).success();
+    let iqn = "iqn.2026-01.org.example:conf";
+    let conf = format!(
+        "HANDLER vdisk_blockio {{
+    DEVICE q1 {{
+        filename /dev/tcmur/qcow/{}
+    }}
+    DEVICE m1 {{
+        filename /dev/ram/m1?size=4M
+    }}
+}}
+HANDLER tcmur {{
+    DEVICE z1 {{
+        filename /dev/tcmur/zbc/zsize-1@{}?size=8M
+    }}
+}}
+TARGET_DRIVER iscsi {{
+    enabled 1
+    TARGET {iqn} {{
+        LUN 0 q1
+        LUN 1 z1
+        LUN 2 m1
+        enabled 1
+    }}
+}}
+",
+        text(&image),
+        text(&disk)
+    );
+    let path = dir.path().join("scst.conf");
+    fs::write(&path, conf).unwrap();
+    let mut server = RunServer::start(&RunOptions {
+        more: vec!["--config".to_owned(), text(&path).to_owned()],
+        ..RunOptions::default()
+    });
+    let mut s = Session::open(server.portal(), &OpenOptions::normal(iqn)).unwrap();
+    for lun in 0..3 {
+        s.clear_ua(lun).unwrap();
+    }
+    for (lun, blocks) in [(0, 8 << 11), (1, 8 << 11), (2, 4 << 11)] {
+        assert_eq!(s.capacity(lun).unwrap(), (blocks, 512), "LUN {lun}");
+    }
+    for lun in [0, 2] {
+        s.write_blocks(lun, 100, &[5; 64 * BLOCK]).unwrap();
+        s.expect_blocks(lun, 100, &[5; 64 * BLOCK]);
+    }
+    s.close().unwrap();
+    assert!(server.stop().success());
+    run(&qemu, &["check", "-f", "qcow2", text(&image)], LIMIT).success();
+}

@@ -90,6 +90,12 @@ const PARTS: &[Part] = &[
         &[("SCST_KILL_ROUNDS", "200")],
     ),
     part(
+        "kill-rbd",
+        40,
+        integration!("--test", "ceph"),
+        &[("SCST_KILL_ROUNDS", "200")],
+    ),
+    part(
         "streams",
         20,
         integration!("--test", "malformed"),
