@@ -52,6 +52,18 @@ enum Op {
     Unmap {
         ranges: Vec<(u64, u32)>,
     },
+    /// COMPARE AND WRITE of what is there, or of something else.
+    Caw {
+        lba: u64,
+        n: u8,
+        byte: u8,
+        flip: Option<u16>,
+    },
+    OrWrite {
+        lba: u64,
+        n: u16,
+        byte: u8,
+    },
     Sync {
         immed: bool,
     },
@@ -72,6 +84,9 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(lba, n, byte, unmap)| Op::WriteSame { lba, n, byte, unmap }),
         1 => proptest::collection::vec((lba(), 0u32..20), 0..4)
             .prop_map(|ranges| Op::Unmap { ranges }),
+        2 => (lba(), 0u8..20, any::<u8>(), proptest::option::of(any::<u16>()))
+            .prop_map(|(lba, n, byte, flip)| Op::Caw { lba, n, byte, flip }),
+        1 => (lba(), n(), any::<u8>()).prop_map(|(lba, n, byte)| Op::OrWrite { lba, n, byte }),
         1 => any::<bool>().prop_map(|immed| Op::Sync { immed }),
     ]
 }
@@ -202,9 +217,56 @@ fn step(rig: &mut Rig, model: &mut [u8], op: &Op) -> Result<(), TestCaseError> {
             }
             prop_assert!(a.is_good(), "{op:?}: {a:02x?}");
         }
+        Op::Caw { .. } => compare_and_write(rig, model, op)?,
+        Op::OrWrite { lba, n, byte } => {
+            let data = pattern(byte, n);
+            let a = rig.write(0, &cdb16(0x8B, 0, lba, n), &data);
+            match range(lba, u64::from(n)) {
+                Some(r) => {
+                    prop_assert!(a.is_good(), "{op:?}: {a:02x?}");
+                    let both = model[r].iter_mut().zip(&data);
+                    both.for_each(|(m, d)| *m |= d);
+                }
+                None => prop_assert!(out_of_range(&a), "{op:?}: {a:02x?}"),
+            }
+        }
         Op::Sync { immed } => {
             let a = rig.write(0, &cdb16(0x91, if immed { 2 } else { 0 }, 0, 0), &[]);
             prop_assert!(a.is_good(), "{op:?}: {a:02x?}");
+        }
+    }
+    Ok(())
+}
+
+fn compare_and_write(rig: &mut Rig, model: &mut [u8], op: &Op) -> Result<(), TestCaseError> {
+    let Op::Caw { lba, n, byte, flip } = *op else {
+        return Ok(());
+    };
+    let new = pattern(byte, u16::from(n));
+    let mut cdb = cdb16(0x89, 0, lba, 0);
+    cdb[13] = n;
+    let Some(r) = range(lba, u64::from(n)) else {
+        let a = rig.write(0, &cdb, &[new.clone(), new].concat());
+        prop_assert_eq!(a.sense(), Some(sense::BLOCK_OUT_RANGE));
+        return Ok(());
+    };
+    let mut old = model[r.clone()].to_vec();
+    let at = flip.map(|f| usize::from(f) % old.len().max(1));
+    let at = at.filter(|at| *at < old.len());
+    if let Some(at) = at {
+        old[at] ^= 1;
+    }
+    let a = rig.write(0, &cdb, &[old, new.clone()].concat());
+    match at {
+        None => {
+            prop_assert!(a.is_good(), "{op:?}: {a:02x?}");
+            model[r].copy_from_slice(&new);
+        }
+        Some(at) => {
+            prop_assert_eq!(a.sense(), Some(sense::MISCOMPARE));
+            // INFORMATION: which byte differs.
+            let info = a.sense[3..7].try_into().map(u32::from_be_bytes);
+            prop_assert_eq!(info.ok(), Some(at as u32), "{:?}", op);
         }
     }
     Ok(())

@@ -90,13 +90,23 @@ impl Cmd {
                 let expected = i64::from(self.expected_out_transfer_len);
                 self.bidi_out_resid = expected.saturating_sub(i64::from(self.write_len));
             }
-        } else if self.expected_data_direction.has_write() {
+            return;
+        }
+        // Nobody waits for data.
+        let unwanted = if self.data_direction.has_read() {
+            self.resp_data_len.replace(0).unwrap_or(0)
+        } else {
+            0
+        };
+        if self.expected_data_direction.has_write() {
             let write_len = i64::from(self.write_len);
             self.resid = if write_len < expected {
                 expected.saturating_sub(write_len)
             } else {
                 write_len.saturating_sub(i64::from(self.bufflen))
             };
+        } else {
+            self.resid = i64::from(unwanted).saturating_neg();
         }
     }
 

@@ -286,11 +286,14 @@ impl Ini {
         first[..n].copy_from_slice(&spec.cdb[..n]);
         let peripheral = [(spec.lun >> 8) as u8, spec.lun as u8, 0, 0, 0, 0, 0, 0];
         let lun = spec.raw_lun.unwrap_or(peripheral);
-        let mut cmd = self.sess.rx_cmd(self.host.cache.pop(), lun, &first, &[]);
+        let extended = spec.cdb.get(16..).unwrap_or_default();
+        let mut cmd = self
+            .sess
+            .rx_cmd(self.host.cache.pop(), lun, &first, extended);
         let tag = self.tags.fetch_add(1, Ordering::SeqCst);
         cmd.set_tag(tag);
         cmd.set_queue_type(spec.queue_type);
-        let (dir, len) = spec.expected.unwrap_or(match spec.cdb[0] {
+        let (dir, len) = spec.expected.unwrap_or_else(|| match spec.cdb[0] {
             READ => (DataDirection::Read, u32::from(spec.cdb[8]) * BLOCK),
             WRITE => (DataDirection::Write, u32::from(spec.cdb[8]) * BLOCK),
             CAW => (DataDirection::Write, u32::from(spec.cdb[13]) * 2 * BLOCK),

@@ -133,6 +133,47 @@ impl Dif {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Any parameters are refused, or give a device that shows them and can be made again from what it shows.
+        #[test]
+        fn what_is_shown_can_be_set(
+            kind in proptest::sample::select(vec![VdiskKind::Fileio, VdiskKind::Blockio, VdiskKind::Nullio]),
+            mode in "(tgt|scst|dev_check|dev_store|DEV_STORE| |[|]|x){0,6}",
+            ty in proptest::option::of(0u64..6), tag in proptest::option::of(any::<u64>()),
+        ) {
+            let mut dif = Dif::default();
+            let mut set = dif.set("dif_mode", &mode).is_ok();
+            if let Some(ty) = ty {
+                let ok = dif.set("dif_type", &ty.to_string()).is_ok();
+                prop_assert_eq!(ok, ty <= 3);
+                set &= ok;
+            }
+            if let Some(tag) = tag {
+                set &= dif.set("dif_static_app_tag", &format!("{tag:#x}")).is_ok();
+            }
+            let valid = set && dif.validate(kind).is_ok();
+            let bits = MODES.iter().filter(|m| mode.to_ascii_lowercase().split('|').any(|w| w.trim() == m.0));
+            let bits: u8 = bits.map(|m| m.1).sum();
+            let words = mode.split('|').map(|w| w.trim().to_ascii_lowercase()).filter(|w| !w.is_empty());
+            let known = words.into_iter().all(|w| MODES.iter().any(|m| m.0 == w));
+            // The same, said at once.
+            let ty = ty.unwrap_or(0);
+            let together = ty <= 3 && (bits == 0) == (ty == 0) && bits & 4 == 0
+                && (bits & 8 == 0 || kind != VdiskKind::Nullio)
+                && (ty != 2 || tag.is_none_or(|t| t == u64::MAX));
+            prop_assert_eq!(valid, known && together);
+            if valid {
+                let first = |s: String| s.lines().next().unwrap_or_default().to_owned();
+                let mut again = Dif::default();
+                again.set("dif_mode", &first(dif.show_mode())).expect("as shown");
+                again.set("dif_type", &first(dif.show_type())).expect("as shown");
+                again.set("dif_static_app_tag", &first(dif.show_app_tag())).expect("as shown");
+                prop_assert_eq!(again, dif);
+            }
+        }
+    }
 
     fn dif(params: &[(&str, &str)]) -> Result<Dif, String> {
         let mut dif = Dif::default();
