@@ -4,6 +4,7 @@ mod aptpl;
 mod config;
 mod events;
 mod exec;
+mod scstadmin_same;
 mod scstadmin_suite;
 mod under_load;
 mod views;

@@ -1,9 +1,11 @@
-//! SCST's own scstadmin, in Perl, and its test suite, under `scstd exec`. Its source is not ours: `SCST_TEST_SOURCE` names a
+//! SCST's test suite for its scstadmin, under `scstd exec`: with SCST's own, in Perl, and with ours. Its source is not ours: `SCST_TEST_SOURCE` names a
 //! directory with a checkout of SCST; without it there is nothing to run.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use scst_tests::run_server::{As, RunOptions, RunServer, fuse_works};
+use scst_tests::server::scstadmin;
 
 use crate::output;
 
@@ -28,15 +30,8 @@ fn failures(report: &str) -> (u32, u32) {
     (total, failed)
 }
 
-#[test]
-fn scsts_own_test_suite_passes_as_with_the_kernel() {
-    let Some(source) = std::env::var_os("SCST_TEST_SOURCE").map(PathBuf::from) else {
-        eprintln!("*** TEST NOT RUN: SCST_TEST_SOURCE names no checkout of SCST ***");
-        return;
-    };
-    if !fuse_works(As::Me) {
-        return;
-    }
+/// Runs the suite in a checkout.
+fn run_suite(source: &Path) {
     let server = RunServer::start(&RunOptions::default());
     let dir = source.join("scstadmin/scstadmin.sysfs/scst-1.0.0");
     let script = format!("cd '{}' && prove -Ilib t/0[2-9]*.t", dir.display());
@@ -48,4 +43,29 @@ fn scsts_own_test_suite_passes_as_with_the_kernel() {
         total - failed >= KERNEL_PASSES,
         "{failed} of {total} failed"
     );
+}
+
+/// The suite has files at fixed places, so one follows the other.
+#[test]
+fn scsts_own_test_suite_passes_as_with_the_kernel() {
+    let Some(source) = std::env::var_os("SCST_TEST_SOURCE").map(PathBuf::from) else {
+        eprintln!("*** TEST NOT RUN: SCST_TEST_SOURCE names no checkout of SCST ***");
+        return;
+    };
+    if !fuse_works(As::Me) {
+        return;
+    }
+    run_suite(&source);
+    // The same with our program in the place of theirs.
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let copy = Command::new("cp")
+        .arg("-r")
+        .arg(source.join("scstadmin"))
+        .arg(dir.path())
+        .status();
+    assert!(copy.is_ok_and(|s| s.success()));
+    let program = dir.path().join("scstadmin/scstadmin.sysfs/scstadmin");
+    std::fs::remove_file(&program).expect("SCST's scstadmin");
+    std::fs::copy(scstadmin(), &program).expect("ours in its place");
+    run_suite(dir.path());
 }

@@ -100,10 +100,10 @@ fn examples_can_be_applied_and_are_saved_as_they_are() -> Result<()> {
         let bench = Bench::start(&name)?;
         let text = example(&std::fs::read_to_string(&path)?, &bench)?;
         let report = bench.apply(&text, &Options::default())?;
-        assert!(
-            !report.applied.is_empty() && report.remarks.is_empty(),
-            "{report:#?}"
-        );
+        // They name no target that is there by itself.
+        let known = |r: &String| r.contains("'copy_manager_tgt'") || r.contains("'scst_local_tgt'");
+        let news = report.remarks.iter().any(|r| !known(r));
+        assert!(!report.applied.is_empty() && !news, "{report:#?}");
         let saved = write_config(&bench.view, NonKey::Omit).map_err(anyhow::Error::msg)?;
         for line in text
             .lines()

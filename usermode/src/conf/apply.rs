@@ -120,7 +120,7 @@ pub(crate) fn apply(
         match step {
             Step::Say(line) => {
                 tell.out(line);
-                run.report.remarks.push(line.trim().to_owned());
+                run.report.remarks.extend(remark(line));
             }
             Step::Do(op, _) if run.report.fatal.is_some() => {
                 run.report.not_applied.push(op.describe());
@@ -133,6 +133,12 @@ pub(crate) fn apply(
         run.undo();
     }
     run.report
+}
+
+/// What of a line of progress is a remark.
+pub(crate) fn remark(line: &str) -> Option<String> {
+    let line = line.trim();
+    line.starts_with("->").then(|| line.to_owned())
 }
 
 struct Run<'a> {

@@ -13,6 +13,9 @@ use super::object::{Object, Tgt};
 use super::syntax::Pos;
 use super::writer::HW_TARGET;
 
+/// The driver whose LUNs come and go by themselves.
+pub(crate) const COPY_MANAGER: &str = "copy_manager";
+
 /// The running configuration, less its attributes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Live {
@@ -94,6 +97,18 @@ impl Live {
         }
         for group in self.device_groups.values_mut() {
             group.devices.retain(|d| d != device);
+        }
+    }
+
+    /// The copy manager has every device that is opened, at the first LUN that is free.
+    pub(crate) fn copy_manager_takes(&mut self, device: &str) {
+        let targets = self.drivers.get_mut(COPY_MANAGER);
+        let Some(target) = targets.and_then(|t| t.values_mut().next()) else {
+            return;
+        };
+        let free = (0..).find(|lun| !target.luns.contains_key(lun));
+        if let Some(lun) = free {
+            target.luns.insert(lun, device.to_owned());
         }
     }
 

@@ -178,7 +178,7 @@ pub(crate) fn prepare(
         let _ = out.write_all(b"-> WARNING: Configuration is empty or unreadable, aborting.\n\n");
         return Err(ConfError::Empty);
     }
-    let counts = check::check(&mut config, live, tree, out);
+    let counts = check::check(&mut config, live, out);
     let mut plan = plan::plan(tree, live, &config, options.removals);
     plan.problems.truncate(model::PROBLEMS_MAX);
     for problem in &plan.problems {
@@ -256,7 +256,7 @@ fn show(plan: &Plan, tell: &mut Tell<'_>) -> Report {
         match step {
             Step::Say(line) => {
                 tell.out(line);
-                report.remarks.push(line.trim().to_owned());
+                report.remarks.extend(apply::remark(line));
             }
             Step::Do(op, _) => {
                 tell.out(&format!("\t-> {}\n", op.describe()));

@@ -61,6 +61,9 @@ pub(crate) struct Plan {
     pub(crate) problems: Vec<Problem>,
 }
 
+/// What SCST's scstadmin says when it looks at the server again.
+const COLLECTED: &str = "\nCollecting current configuration: done.\n\n";
+
 /// Computes the plan.
 ///
 /// Context: may sleep.
@@ -76,6 +79,7 @@ pub(crate) fn plan(tree: &dyn TreeOps, live: &Live, config: &Config, removals: R
     };
     if removals == Removals::Remove {
         planner.obsolete_assignments();
+        planner.say(COLLECTED.to_owned());
     }
     planner.devices();
     planner.obsolete_assignments();

@@ -1,16 +1,14 @@
 //! Steps for targets, their LUNs, groups and initiators, and for enabling.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::attr::{Listed, is_virtual, makes_targets};
+use super::super::live::COPY_MANAGER;
 use super::super::model::{Group, LunDef, Target};
 use super::super::object::{Object, Tgt};
 use super::super::op::Op;
 use super::attrs::Many;
 use super::{Planner, Unless};
-
-/// The driver whose LUNs come and go by themselves.
-const COPY_MANAGER: &str = "copy_manager";
 
 impl Planner<'_> {
     /// LUNs and groups that are there and not in the configuration, or differ from it.
@@ -146,28 +144,33 @@ impl Planner<'_> {
 
     pub(super) fn assignments(&mut self) {
         let config = self.config;
-        for (driver, section) in &config.drivers {
-            if !self.live.drivers.contains_key(driver) {
+        // Targets of drivers that the file does not name are obsolete, too.
+        let live = self.live.drivers.iter().filter(|(_, t)| !t.is_empty());
+        let names: BTreeSet<String> = live
+            .map(|(driver, _)| driver.clone())
+            .chain(config.drivers.keys().cloned())
+            .collect();
+        for driver in names {
+            let section = config.drivers.get(&driver);
+            if let Some(section) = section.filter(|_| !self.live.drivers.contains_key(&driver)) {
                 let what = format!("Target driver '{driver}' is not loaded or available.");
                 self.problem(section.pos, what);
                 continue;
             }
-            self.obsolete_targets(driver, &section.targets);
+            let Some(section) = section else {
+                self.obsolete_targets(&driver, &BTreeMap::new());
+                continue;
+            };
+            self.obsolete_targets(&driver, &section.targets);
             for (name, target) in &section.targets {
-                self.target(&Tgt::new(driver, name), target);
+                self.target(&Tgt::new(&driver, name), target);
             }
-            self.set_dynamic(&Object::Driver(driver.clone()), &section.attrs.set);
+            self.set_dynamic(&Object::Driver(driver), &section.attrs.set);
         }
     }
 
     fn obsolete_targets(&mut self, driver: &str, wanted: &BTreeMap<String, Target>) {
         let live = self.live.drivers.get(driver).cloned().unwrap_or_default();
-        // SCST looks at the targets of a driver only when the file names one.
-        let live = if wanted.is_empty() {
-            BTreeMap::new()
-        } else {
-            live
-        };
         for name in live.into_keys().filter(|n| !wanted.contains_key(n)) {
             if self.removes() && is_virtual(self.tree, driver, &name) {
                 self.op(Op::RemoveTarget {
@@ -221,9 +224,7 @@ impl Planner<'_> {
         self.set_dynamic(&object, &values);
         self.luns(tgt, None, &section.luns);
         self.groups(tgt, &section.groups);
-        if !section.groups.is_empty() {
-            self.initiators(tgt, &section.groups);
-        }
+        self.initiators(tgt, &section.groups);
     }
 
     fn luns(&mut self, tgt: &Tgt, group: Option<&str>, luns: &BTreeMap<u64, LunDef>) {

@@ -62,7 +62,7 @@ impl Planner<'_> {
             .filter(|(name, _)| !create.contains(*name))
             .map(|(name, values)| (name.clone(), values.clone()))
             .collect();
-        let mut open = true;
+        let (mut open, mut reopened) = (true, false);
         if self.live.has_device(handler, device) {
             open = self.differs(&params, &object, &create);
             if open {
@@ -72,6 +72,7 @@ impl Planner<'_> {
                 if self.removes() {
                     self.say("\t  -> Closing and re-opening with new attributes.\n".to_owned());
                     self.close(handler, device);
+                    reopened = true;
                 } else {
                     self.say(
                         "\t  -> Use -force to re-open device with new attributes. NOTE: This will disrupt \
@@ -93,6 +94,10 @@ impl Planner<'_> {
                 params,
             });
             self.fresh.insert(object.clone());
+            if reopened {
+                self.say(super::COLLECTED.to_owned());
+                self.live.copy_manager_takes(device);
+            }
             let list = self.live.handlers.entry(handler.to_owned()).or_default();
             list.push(device.to_owned());
         }
