@@ -10,6 +10,7 @@ mod codegen;
 mod conformance;
 mod lex;
 mod licences;
+mod man;
 mod nightly;
 mod sh;
 mod tidy;
@@ -28,6 +29,7 @@ const USAGE: &str = "usage: cargo xtask <task>
   nightly [--budget MINUTES] [PART..]
                    second test tier, with limits of time and a summary; default: all parts, which are
                    {parts}
+  man [DIR]        manual pages and completions for shells, in target/generated or DIR
   conformance      all of iscsi-test-cu on each kind of LUN; writes docs/conformance.md
   bench [OPTION..] measure against the floor and peers; `bench --help` tells more";
 
@@ -52,6 +54,8 @@ fn run(args: &[String]) -> Result<()> {
         ["codegen"] => codegen::run(codegen::Mode::Write),
         ["codegen", "--check"] => codegen::run(codegen::Mode::Check),
         ["nightly", parts @ ..] => nightly::run(parts),
+        ["man"] => man::run(None),
+        ["man", dir] => man::run(Some(dir)),
         ["conformance"] => conformance::run(),
         ["bench", options @ ..] => bench::run(options),
         [] | ["help" | "-h" | "--help"] => {
