@@ -434,6 +434,9 @@ impl Conn {
         if over && flushed == Flushed::All {
             return Err(CloseReason::Done);
         }
+        if flushed == Flushed::Share {
+            cx.reschedule(cx.token());
+        }
         self.note_blocked(cx, flushed);
         Ok(())
     }
@@ -445,7 +448,7 @@ impl Conn {
             return;
         };
         match (flushed, self.tx_blocked) {
-            (Flushed::All, None) => {}
+            (Flushed::All, None) | (Flushed::Share, _) => {}
             (Flushed::All, Some(_)) => {
                 self.tx_blocked = None;
                 cx.cancel_timer(cx.token(), TIMER_RSP);

@@ -22,6 +22,7 @@ use crate::pending::PendingRequests;
 use crate::sn::{CmdSn, DataSn, StatSn};
 use crate::target::IscsiTarget;
 use crate::tm::TmRequests;
+use crate::tx::seq::DataInSeq;
 use crate::tx::{Cmds, TxData, TxPdu, TxQueue, TxResp};
 use kshim::page::RxSlice;
 use scst_core::cmd::{AllData, Cmd, ExecCx, RestartStatus, TgtHost};
@@ -458,13 +459,13 @@ impl Ffp {
         if len == 0 || !good {
             return self.scsi_response(itt, cmd);
         }
-        if self.params.data_digest && cmd.sg().has_lent() && own_data(&mut cmd, len).is_err() {
-            cmd.set_sense(sense::READ_ERROR);
-            return self.scsi_response(itt, cmd);
-        }
         let seg = usize::try_from(self.params.max_xmit_data_segment_length).unwrap_or(usize::MAX);
         if len <= seg {
-            let hdr = self.data_in(itt, 0, len, DataSn::default(), Some(&cmd));
+            if self.params.data_digest && cmd.sg().has_lent() && own_data(&mut cmd, len).is_err() {
+                cmd.set_sense(sense::READ_ERROR);
+                return self.scsi_response(itt, cmd);
+            }
+            let hdr = self.data_in(itt, len, Some(&cmd));
             return TxResp::with_cmd(TxPdu::new(&hdr, 0, len), TxData::Cmd, cmd);
         }
         self.data_in_sequence(itt, cmd, len, seg)
@@ -473,47 +474,28 @@ impl Ffp {
     /// Several Data-In PDUs, each at most `seg` bytes, F at the end of every MaxBurstLength bytes.
     fn data_in_sequence(&mut self, itt: Itt, cmd: Box<Cmd>, len: usize, seg: usize) -> TxResp {
         let burst_max = usize::try_from(self.params.max_burst_length).unwrap_or(usize::MAX);
-        let mut data_sn = DataSn::default();
-        let mut pdus = Vec::new();
-        let (mut at, mut burst) = (0usize, 0usize);
-        while at < len {
-            let left = len.saturating_sub(at);
-            let n = seg.min(left).min(burst_max.saturating_sub(burst)).max(1);
-            burst = burst.saturating_add(n);
-            let last = n == left;
-            let status_of = if last { Some(&*cmd) } else { None };
-            let mut hdr = self.data_in(itt, at, n, data_sn, status_of);
-            if burst >= burst_max {
-                hdr.flags |= flags::FINAL;
-                burst = 0;
-            }
-            pdus.push(TxPdu::new(&hdr, at, n));
-            data_sn = data_sn.next();
-            at = at.saturating_add(n);
-        }
-        let mut pdus = pdus.into_iter();
-        let Some(first) = pdus.next() else {
-            return self.scsi_response(itt, cmd);
+        let hdr = self.data_in(itt, 0, None);
+        let last = self.data_in(itt, 0, Some(&cmd));
+        let seq = DataInSeq {
+            hdr,
+            last,
+            len,
+            seg,
+            burst_max: burst_max.max(1),
+            copy: cmd.sg().has_lent(),
+            at: 0,
+            burst: 0,
+            data_sn: DataSn::default(),
         };
-        let mut resp = TxResp::with_cmd(first, TxData::Cmd, cmd);
-        pdus.for_each(|p| resp.push(p));
-        resp
+        TxResp::with_seq(seq, cmd)
     }
 
+    /// Header of a Data-In PDU at the beginning of the buffer, with the status of `status_of`.
     #[inline]
-    fn data_in(
-        &mut self,
-        itt: Itt,
-        at: usize,
-        len: usize,
-        data_sn: DataSn,
-        status_of: Option<&Cmd>,
-    ) -> DataInHdr {
+    fn data_in(&mut self, itt: Itt, len: usize, status_of: Option<&Cmd>) -> DataInHdr {
         let mut hdr = DataInHdr::new();
         hdr.itt = itt.into();
         hdr.ttt = Ttt::RESERVED.into();
-        hdr.data_sn = data_sn.into();
-        hdr.buffer_offset = u32::try_from(at).unwrap_or(u32::MAX).into();
         hdr.set_data_len(u32::try_from(len).unwrap_or(0));
         let status = status_of.map(|cmd| {
             hdr.flags = flags::FINAL | flags::STATUS;

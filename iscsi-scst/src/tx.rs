@@ -6,11 +6,14 @@
 //! C source: `iscsi-scst/kernel/nthread.c` (`iscsi_do_send` and below)
 
 use crate::pdu::{BHS_LEN, DIGEST_LEN, Digests, Header, pad_len};
+use crate::tx::seq::DataInSeq;
 use kshim::crypto;
 use kshim::error::{Result, code};
 use kshim::net::{IoPart, Socket};
 use scst_core::cmd::Cmd;
 use std::collections::VecDeque;
+
+pub(crate) mod seq;
 
 /// Bytes queued on one connection beyond which nothing more is read from it until the queue drains.
 pub(crate) const TX_BACKLOG_MAX: usize = 8 << 20;
@@ -18,6 +21,13 @@ pub(crate) const TX_BACKLOG_MAX: usize = 8 << 20;
 pub(crate) const TX_QUEUE_MAX: usize = 8192;
 /// Bytes queued in the login phase and in discovery beyond which nothing more is read.
 pub(crate) const LOGIN_BACKLOG_MAX: usize = 64 << 10;
+
+/// Data of a large read that is made ready in one go: PDUs and digests.
+const READY_BYTES: usize = 1 << 20;
+/// PDUs of a large read that are made ready in one go.
+const READY_PDUS: usize = 256;
+/// Bytes sent in one go; then others get their turn.
+const FLUSH_MAX: usize = 4 << 20;
 
 static ZEROES: [u8; 4] = [0; 4];
 
@@ -32,6 +42,8 @@ pub(crate) struct TxPdu {
     at: usize,
     len: usize,
     data_digest: Option<[u8; DIGEST_LEN]>,
+    /// Its data, if that may not come from the response.
+    own: Option<Box<[u8]>>,
 }
 
 impl TxPdu {
@@ -45,6 +57,7 @@ impl TxPdu {
             at,
             len,
             data_digest: None,
+            own: None,
         }
     }
 
@@ -55,6 +68,7 @@ impl TxPdu {
             at: 0,
             len,
             data_digest: None,
+            own: None,
         }
     }
 
@@ -69,6 +83,30 @@ impl TxPdu {
             .saturating_add(self.len)
             .saturating_add(pad_len(self.len))
             .saturating_add(digests)
+    }
+}
+
+impl TxPdu {
+    /// Computes its digests. Errors: EINVAL, and those of reading the data.
+    fn seal(&mut self, digests: Digests, data: &TxData, cmd: Option<&Cmd>) -> Result {
+        if digests.header {
+            self.header_digest = Some(crypto::crc32c(&self.hdr).to_le_bytes());
+        }
+        if !digests.data || self.len == 0 {
+            return Ok(());
+        }
+        let crc = match (&self.own, data, cmd) {
+            (Some(own), ..) => crypto::crc32c(own),
+            (None, TxData::Bytes(b), _) => {
+                let part = b.get(self.at..self.at.saturating_add(self.len));
+                crypto::crc32c(part.ok_or(code::EINVAL)?)
+            }
+            (None, TxData::Cmd, Some(cmd)) => cmd.sg().crc32c(self.at, self.len, 0)?,
+            _ => return Err(code::EINVAL),
+        };
+        let pad = ZEROES.get(..pad_len(self.len)).unwrap_or_default();
+        self.data_digest = Some(crypto::crc32c_append(crc, pad).to_le_bytes());
+        Ok(())
     }
 }
 
@@ -87,18 +125,23 @@ pub(crate) enum TxData {
 /// A response: one PDU, or several Data-In PDUs, or Data-In PDUs and a SCSI Response.
 #[derive(Debug)]
 pub(crate) struct TxResp {
-    first: TxPdu,
-    rest: Vec<TxPdu>,
+    /// PDUs that are ready and not sent whole.
+    first: Option<TxPdu>,
+    rest: VecDeque<TxPdu>,
+    /// PDUs that come after them and are not made yet.
+    more: Option<Box<DataInSeq>>,
     data: TxData,
     cmd: Option<Box<Cmd>>,
+    /// Bytes on the wire of all these.
     wire_len: usize,
 }
 
 impl TxResp {
     pub(crate) fn new(pdu: TxPdu, data: TxData) -> Self {
         Self {
-            first: pdu,
-            rest: Vec::new(),
+            first: Some(pdu),
+            rest: VecDeque::new(),
+            more: None,
             data,
             cmd: None,
             wire_len: 0,
@@ -107,58 +150,113 @@ impl TxResp {
 
     pub(crate) fn with_cmd(pdu: TxPdu, data: TxData, cmd: Box<Cmd>) -> Self {
         Self {
-            first: pdu,
-            rest: Vec::new(),
-            data,
+            cmd: Some(cmd),
+            ..Self::new(pdu, data)
+        }
+    }
+
+    /// Data-In PDUs with the data of `cmd`.
+    pub(crate) fn with_seq(seq: DataInSeq, cmd: Box<Cmd>) -> Self {
+        Self {
+            first: None,
+            rest: VecDeque::new(),
+            more: Some(Box::new(seq)),
+            data: TxData::Cmd,
             cmd: Some(cmd),
             wire_len: 0,
         }
     }
 
+    #[cfg(test)]
     pub(crate) fn push(&mut self, pdu: TxPdu) {
-        self.rest.push(pdu);
+        self.rest.push_back(pdu);
     }
 
     fn pdus(&self) -> impl Iterator<Item = &TxPdu> {
-        std::iter::once(&self.first).chain(&self.rest)
+        self.first.iter().chain(&self.rest)
     }
 
-    /// Length on the wire; digests are computed here, while the data is hot.
+    /// Computes digests, while the data is hot, and the length on the wire.
     fn seal(&mut self, digests: Digests) -> Result {
+        let Self {
+            first,
+            rest,
+            data,
+            cmd,
+            ..
+        } = self;
         if digests.header || digests.data {
-            let Self {
-                first,
-                rest,
-                data,
-                cmd,
-                ..
-            } = self;
-            for pdu in std::iter::once(first).chain(rest) {
-                if digests.header {
-                    pdu.header_digest = Some(crypto::crc32c(&pdu.hdr).to_le_bytes());
-                }
-                if digests.data && pdu.len != 0 {
-                    let crc = match (&*data, &*cmd) {
-                        (TxData::Bytes(b), _) => {
-                            let part = b.get(pdu.at..pdu.at.saturating_add(pdu.len));
-                            crypto::crc32c(part.ok_or(code::EINVAL)?)
-                        }
-                        (TxData::Cmd, Some(cmd)) => cmd.sg().crc32c(pdu.at, pdu.len, 0)?,
-                        _ => return Err(code::EINVAL),
-                    };
-                    let pad = ZEROES.get(..pad_len(pdu.len)).unwrap_or_default();
-                    pdu.data_digest = Some(crypto::crc32c_append(crc, pad).to_le_bytes());
-                }
+            for pdu in first.iter_mut().chain(rest) {
+                pdu.seal(digests, data, cmd.as_deref())?;
             }
         }
         self.wire_len = self
             .pdus()
             .map(TxPdu::wire_len)
             .fold(0, usize::saturating_add);
+        if let Some(seq) = &self.more {
+            self.wire_len = self.wire_len.saturating_add(seq.wire_len(digests));
+        }
         Ok(())
     }
 
-    fn data_part(&self, pdu: &TxPdu) -> Option<IoPart<'_>> {
+    /// Makes the next PDUs, when none is ready.
+    #[inline]
+    fn make_ready(&mut self, digests: Digests) -> Result {
+        if self.more.is_some() && self.first.is_none() && self.rest.is_empty() {
+            return self.make_more(digests);
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn make_more(&mut self, digests: Digests) -> Result {
+        let Some(mut seq) = self.more.take() else {
+            return Ok(());
+        };
+        let cmd = self.cmd.as_deref().ok_or(code::EINVAL)?;
+        let mut bytes = 0usize;
+        while bytes < READY_BYTES
+            && self.rest.len() < READY_PDUS
+            && let Some(mut pdu) = seq.next()
+        {
+            bytes = bytes.saturating_add(pdu.len);
+            if seq.copy && digests.data {
+                let mut own = vec![0; pdu.len].into_boxed_slice();
+                cmd.sg().copy_to_slice(pdu.at, &mut own)?;
+                pdu.own = Some(own);
+            }
+            pdu.seal(digests, &self.data, Some(cmd))?;
+            self.rest.push_back(pdu);
+        }
+        if !seq.is_done() {
+            self.more = Some(seq);
+        }
+        Ok(())
+    }
+
+    /// Takes off the ready PDUs that are within the first `sent` bytes. Answers how many bytes are left of these.
+    fn take_sent_pdus(&mut self, mut sent: usize) -> usize {
+        loop {
+            let Some(len) = self.pdus().next().map(TxPdu::wire_len) else {
+                break;
+            };
+            let Some(over) = sent.checked_sub(len) else {
+                break;
+            };
+            sent = over;
+            self.wire_len = self.wire_len.saturating_sub(len);
+            if self.first.take().is_none() {
+                self.rest.pop_front();
+            }
+        }
+        sent
+    }
+
+    fn data_part<'a>(&'a self, pdu: &'a TxPdu) -> Option<IoPart<'a>> {
+        if let Some(own) = &pdu.own {
+            return Some(IoPart::Bytes(own));
+        }
         match (&self.data, &self.cmd) {
             (TxData::Cmd, Some(cmd)) => Some(IoPart::Sg(cmd.sg(), pdu.at, pdu.len)),
             (TxData::Bytes(b), _) => b
@@ -192,6 +290,8 @@ pub(crate) enum Flushed {
     All,
     /// The socket is full.
     Blocked,
+    /// As much as one connection may send before others get their turn.
+    Share,
 }
 
 /// Responses to send, in order.
@@ -239,17 +339,31 @@ impl TxQueue {
         self.backlog > LOGIN_BACKLOG_MAX
     }
 
-    /// Sends as much as the socket takes. Errors: those of the socket; the connection is dead then, but what was sent
-    /// before still comes from [`TxQueue::take_sent`].
+    /// Sends as much as the socket takes, up to a round's share. Errors: those of the socket; the connection is dead then, but
+    /// what was sent before still comes from [`TxQueue::take_sent`].
     pub(crate) fn flush(&mut self, sock: &Socket) -> Result<Flushed> {
-        while !self.queue.is_empty() {
+        let mut share = FLUSH_MAX;
+        while let Some(head) = self.queue.front_mut() {
+            if share == 0 {
+                return Ok(Flushed::Share);
+            }
+            head.make_ready(self.digests)?;
             let sent = {
-                let mut parts = self.queue.iter().flat_map(TxResp::parts);
+                // Up to the first response of which more is to come, and that.
+                let mut whole = true;
+                let ready = self
+                    .queue
+                    .iter()
+                    .take_while(|r| std::mem::replace(&mut whole, r.more.is_none()));
+                let mut parts = ready.flat_map(TxResp::parts);
                 sock.send_iter(&mut parts, self.head_sent, false)
             };
             match sent {
                 Ok(0) => return Err(code::EPIPE),
-                Ok(n) => self.advance(n),
+                Ok(n) => {
+                    self.advance(n);
+                    share = share.saturating_sub(n);
+                }
                 Err(e) if e == code::EAGAIN => return Ok(Flushed::Blocked),
                 Err(e) => return Err(e),
             }
@@ -260,8 +374,9 @@ impl TxQueue {
     fn advance(&mut self, n: usize) {
         self.backlog = self.backlog.saturating_sub(n);
         self.head_sent = self.head_sent.saturating_add(n);
-        while let Some(head) = self.queue.front() {
+        while let Some(head) = self.queue.front_mut() {
             let Some(over) = self.head_sent.checked_sub(head.wire_len) else {
+                self.head_sent = head.take_sent_pdus(self.head_sent);
                 break;
             };
             self.head_sent = over;

@@ -292,3 +292,36 @@ fn residuals_of_one_direction_stay_where_they_were() {
         ini.logout();
     });
 }
+
+#[test]
+fn large_reads_in_small_segments_arrive_whole_and_in_order() {
+    const MIB: u32 = 1 << 20;
+    let data: Vec<u8> = (0..4 * MIB).map(|n| (n / 512 * 7) as u8).collect();
+    each(|bed| {
+        let mut ini = bed.login();
+        ini.clear_ua();
+        for (n, part) in (0..).zip(data.chunks(MIB as usize)) {
+            ini.write(n * 2048, part);
+        }
+        ini.logout();
+        for keys in [&[][..], &CRC] {
+            let segment = [("MaxRecvDataSegmentLength", "1000")];
+            let mut ini = bed.login_as(3501, &[&segment, keys].concat());
+            ini.clear_ua();
+            let all = ini.command(0, F | R, 4 * MIB, read10(0, 8192));
+            let next = ini.command(0, F, 0, [0; 16]);
+            let one = ini.command(0, F | R, 512, read10(8191, 1));
+            for pdu in [&all, &next, &one] {
+                ini.send(pdu);
+            }
+            let Reply {
+                status, data: got, ..
+            } = ini.reply(all.get(16));
+            assert!(status == 0 && got == data);
+            assert_eq!(ini.reply(next.get(16)).status, 0);
+            assert!(ini.reply(one.get(16)).data == data[data.len() - 512..]);
+            ini.logout();
+            bed.settle();
+        }
+    });
+}

@@ -9,8 +9,11 @@
 )]
 
 use super::*;
-use crate::pdu::hdr::NopInHdr;
+use crate::pdu::flags;
+use crate::pdu::hdr::{DataInHdr, NopInHdr};
+use crate::sn::DataSn;
 use proptest::prelude::*;
+use zerocopy::FromBytes as _;
 
 /// One response: the cuts of its data into PDUs.
 type Spec = Vec<usize>;
@@ -191,5 +194,62 @@ proptest! {
         }
         prop_assert_eq!(out, expected);
         prop_assert!(tx.is_empty());
+    }
+}
+
+/// A command with this data.
+fn sequence(len: usize, seg: usize, burst_max: usize) -> DataInSeq {
+    let (mut hdr, mut last) = (DataInHdr::new(), DataInHdr::new());
+    hdr.itt = 7.into();
+    last.itt = 7.into();
+    last.flags = flags::FINAL | flags::STATUS;
+    DataInSeq {
+        hdr,
+        last,
+        len,
+        seg,
+        burst_max,
+        copy: false,
+        at: 0,
+        burst: 0,
+        data_sn: DataSn::default(),
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_sequence_is_as_long_as_it_says_and_follows_the_rules(
+        len in 1usize..20_000,
+        seg in 1usize..3000,
+        burst_max in 1usize..5000,
+        made in 0usize..20,
+        header: bool,
+        data: bool,
+    ) {
+        let digests = Digests { header, data };
+        let mut seq = sequence(len, seg, burst_max);
+        let digest = |on| if on { DIGEST_LEN } else { 0 };
+        let (mut at, mut burst, mut sn, mut left) = (0, 0, 0u32, seq.wire_len(digests));
+        while let Some(pdu) = seq.next() {
+            let hdr = DataInHdr::read_from_bytes(&pdu.hdr).unwrap();
+            prop_assert_eq!((pdu.at, hdr.buffer_offset.get() as usize), (at, at));
+            prop_assert_eq!(hdr.data_sn.get(), sn);
+            prop_assert!(pdu.len != 0 && pdu.len <= seg);
+            prop_assert_eq!(hdr.data_len() as usize, pdu.len);
+            burst += pdu.len;
+            at += pdu.len;
+            prop_assert!(burst <= burst_max);
+            let ends = burst == burst_max || at == len;
+            prop_assert_eq!(hdr.flags & flags::FINAL != 0, ends);
+            prop_assert_eq!(hdr.flags & flags::STATUS != 0, at == len);
+            burst = if ends { 0 } else { burst };
+            let wire = BHS_LEN + pdu.len.next_multiple_of(4) + digest(header) + digest(data);
+            left -= wire;
+            if sn as usize == made {
+                prop_assert_eq!(seq.wire_len(digests), left, "also in the middle");
+            }
+            sn += 1;
+        }
+        prop_assert_eq!((at, left, seq.is_done()), (len, 0, true));
     }
 }
