@@ -3,7 +3,9 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use kshim::fs::Engine;
 
 /// SCST as an ordinary process: an iSCSI target for files and RAM disks.
 #[derive(Debug, Parser)]
@@ -91,6 +93,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N")]
     pub(crate) cpus: Option<String>,
 
+    /// How files and devices are read and written where that would wait
+    #[arg(long, value_enum, default_value_t = EngineArg::Auto)]
+    pub(crate) engine: EngineArg,
+
     /// How reactors wait for sockets; for tests, and for kernels or containers in which io_uring misbehaves
     #[arg(long, value_enum, default_value_t = Poller::Auto)]
     pub(crate) poller: Poller,
@@ -177,6 +183,10 @@ pub(crate) struct ServeArgs {
     #[arg(long)]
     pub(crate) read_only: bool,
 
+    /// Bypass the page cache of this host (O_DIRECT)
+    #[arg(long)]
+    pub(crate) direct: bool,
+
     /// Initiators must authenticate themselves by CHAP, for discovery too. The secret (at least 12 bytes) is the first
     /// line of FILE, or of the standard input if FILE is "-"
     #[arg(long, value_name = "USER:@FILE")]
@@ -198,9 +208,51 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) handler_dir: Option<PathBuf>,
 
+    /// How files and devices are read and written where that would wait
+    #[arg(long, value_enum, default_value_t = EngineArg::Auto)]
+    pub(crate) engine: EngineArg,
+
     /// How reactors wait for sockets; for tests, and for kernels or containers in which io_uring misbehaves
     #[arg(long, value_enum, default_value_t = Poller::Auto)]
     pub(crate) poller: Poller,
+}
+
+/// How files are read and written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EngineArg {
+    /// What the environment variable KSHIM_ENGINE says, else the best that the kernel permits
+    #[default]
+    Auto,
+    /// io_uring, or fail
+    Uring,
+    /// Linux AIO, which is for --direct; else threads
+    Aio,
+    /// Threads
+    Threads,
+}
+
+impl EngineArg {
+    /// Makes it the engine of all files for which none is named.
+    ///
+    /// # Errors
+    ///
+    /// This host does not have it.
+    pub(crate) fn apply(self) -> anyhow::Result<()> {
+        let engine = match self {
+            Self::Auto => None,
+            Self::Uring => Some(Engine::Uring),
+            Self::Aio => Some(Engine::Aio),
+            Self::Threads => Some(Engine::Threads),
+        };
+        if let Some(e) = engine
+            && let Err(cause) = e.probe()
+        {
+            anyhow::bail!("--engine {e}: not available on this host: {cause}");
+        }
+        Engine::set_default(engine).context("--engine")?;
+        Engine::choose(None).context("KSHIM_ENGINE")?;
+        Ok(())
+    }
 }
 
 /// How reactors wait.
@@ -238,7 +290,8 @@ mod tests {
         let args = parse(&["1G"]).unwrap();
         assert_eq!(args.portals, ["127.0.0.1:3260"]);
         assert_eq!(args.poller, Poller::Auto);
-        assert!(!args.read_only && args.size.is_none() && args.iqn.is_none());
+        assert_eq!(args.engine, EngineArg::Auto);
+        assert!(!args.direct && !args.read_only && args.size.is_none() && args.iqn.is_none());
     }
 
     #[test]
@@ -252,5 +305,6 @@ mod tests {
         assert!(parse(&[]).is_err());
         assert!(parse(&["1G", "--nonsense"]).is_err());
         assert!(parse(&["1G", "--poller", "select"]).is_err());
+        assert!(parse(&["1G", "--engine", "libaio"]).is_err());
     }
 }

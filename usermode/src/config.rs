@@ -53,6 +53,8 @@ pub(crate) struct LunSpec {
     pub(crate) bytes: u64,
     /// Refuse writes.
     pub(crate) read_only: bool,
+    /// Bypass the page cache.
+    pub(crate) direct: bool,
     /// What the serial number and the device identifier are made of. SCST takes a device's name, by which two hosts
     /// that serve "disk0" look like two paths to one disk; this differs by host and file.
     pub(crate) serial: u64,
@@ -110,12 +112,14 @@ impl ServeConfig {
         if luns > MAX_LUNS {
             bail!("{luns} LUNs, more than {MAX_LUNS}");
         }
+        args.engine.apply()?;
         ram::init().context("RAM disks")?;
         tcmur::init(args.handler_dir.as_deref()).context("--handler-dir")?;
         ports::init().context("block drivers")?;
         let mut planner = Planner {
             size,
             read_only: args.read_only,
+            direct: args.direct,
             ..Planner::default()
         };
         // RAM disks of two servers on one host differ by where they listen.
@@ -178,6 +182,7 @@ pub(crate) fn cpus(text: Option<&str>) -> Result<usize> {
 struct Planner {
     size: Option<u64>,
     read_only: bool,
+    direct: bool,
     ram_identity: String,
     luns: Vec<LunSpec>,
     to_create: ToCreate,
@@ -278,6 +283,7 @@ impl Planner {
             backing,
             bytes,
             read_only: self.read_only,
+            direct: self.direct,
             serial: serial(&host::machine_id(), &identity),
         });
     }
@@ -360,6 +366,7 @@ fn serial(machine_id: &str, identity: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::EngineArg;
 
     fn args(luns: &[&str]) -> ServeArgs {
         ServeArgs {
@@ -374,6 +381,8 @@ mod tests {
             handler_dir: None,
             chap: None,
             poller: Poller::Auto,
+            engine: EngineArg::Auto,
+            direct: false,
         }
     }
 

@@ -182,6 +182,10 @@ impl Server {
             params.size = Some(spec.bytes);
         }
         params.read_only = spec.read_only;
+        // SCST has O_DIRECT with asynchronous I/O only.
+        params.o_direct =
+            spec.direct && matches!(spec.backing, Backing::File(_) | Backing::BlockDevice(_));
+        params.async_io = params.o_direct;
         params.rotational = Some(false);
         params.thin_provisioned = match spec.backing {
             // Not every handler or driver can give blocks back.

@@ -12,6 +12,7 @@ use super::gendisk::{BlockOps, Disk, find};
 use super::limits::QueueLimits;
 use super::passthrough::{ScsiOutcome, ScsiRequest, SubmittedScsi};
 use crate::error::{Result, code};
+use crate::fs::Engine;
 use crate::page::LentRange;
 use crate::sync::{Completion, SpinLock};
 
@@ -78,6 +79,18 @@ impl BlockDevice {
     /// writing, but the disk is read-only. Others: those of the driver or `open(2)`.
     #[doc(alias = "bdev_file_open_by_path")]
     pub fn open(path: impl AsRef<Path>, mode: BlkMode) -> Result<Arc<BlockDevice>> {
+        BlockDevice::open_with(path, mode, None)
+    }
+
+    /// As [`BlockDevice::open`], and says by which engine a device or plain file of the host is read and written; a
+    /// registered disk has its own ways.
+    ///
+    /// Context: may sleep. Errors: as [`BlockDevice::open`], and those of [`Engine::choose`].
+    pub fn open_with(
+        path: impl AsRef<Path>,
+        mode: BlkMode,
+        engine: Option<Engine>,
+    ) -> Result<Arc<BlockDevice>> {
         crate::might_sleep!();
         if !mode.intersects(BlkMode::READ | BlkMode::WRITE) {
             return Err(code::EINVAL);
@@ -86,7 +99,7 @@ impl BlockDevice {
         let disk = match path.to_str().map(|p| find(p, mode)).transpose()?.flatten() {
             Some(disk) => disk,
             None => {
-                let ops = Arc::new(HostDisk::open(path, mode)?);
+                let ops = Arc::new(HostDisk::open(path, mode, engine)?);
                 let disk = Disk::new(path.to_string_lossy().into_owned(), ops);
                 disk.claim(mode)?;
                 disk

@@ -1,18 +1,21 @@
 //! Files of the host.
 //!
 //! [`File`] is an open regular file or block device, read and written at explicit positions, with the data in an
-//! [`SGTable`](crate::scatterlist::SGTable) or a slice. [`KiocbFlags`] says how one call is to be done. The free functions
+//! [`SGTable`](crate::scatterlist::SGTable) or a slice. [`KiocbFlags`] says how one call is to be done. [`IoFile`] is a file whose
+//! I/O can be submitted, to one of several [engines](Engine). The free functions
 //! work on names.
 //!
 //! C header: `include/linux/fs.h`
 
 mod file;
+pub(crate) mod io;
 mod kiocb;
 mod stat;
 
 use std::path::{Path, PathBuf};
 
 pub use file::{File, OpenOptions};
+pub use io::{Engine, IoEnd, IoFile, IoOp, IoReq};
 pub use kiocb::KiocbFlags;
 pub use stat::{FileKind, Stat, stat};
 

@@ -4,12 +4,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::cx::{self, Cx, Source};
+use super::io::SidePorts;
 use super::mailbox::Post;
 use super::poller::{self, Event, Poller};
 use super::timers::{TimerId, Timers};
 use super::{MAX_SOURCES, PollFd, PollerKind, ROUND_WARN_MS, ReactorHandle, Ready, Shared, Token};
 use crate::cpu;
 use crate::error::{Result, code};
+use crate::fs::io::Ended;
 use crate::sync::rcu;
 use crate::sys::poll::Timeout;
 use crate::sys::thread;
@@ -54,7 +56,10 @@ enum Call {
 /// Everything that belongs to the reactor's thread.
 pub(super) struct Core {
     handle: ReactorHandle,
-    poller: Box<dyn Poller>,
+    pub(super) poller: Box<dyn Poller>,
+    pub(super) side_ports: SidePorts,
+    /// File requests that the host is done with.
+    pub(super) io_ended: Vec<Ended>,
     slots: Vec<Slot>,
     vacant: Vec<u32>,
     timers: Timers,
@@ -65,7 +70,7 @@ pub(super) struct Core {
     busy_poll_us: u32,
     // Scratch of the loop, kept for its capacity.
     running: Vec<Token>,
-    events: Vec<Event>,
+    pub(super) events: Vec<Event>,
     posts: Vec<Post>,
     wakes: Vec<Token>,
 }
@@ -101,6 +106,8 @@ impl Core {
         Ok(Core {
             handle,
             poller,
+            side_ports: SidePorts::new(),
+            io_ended: Vec::new(),
             slots: Vec::new(),
             vacant: Vec::new(),
             timers: Timers::default(),
@@ -387,6 +394,7 @@ impl Core {
         let mark = cpu::enter_reactor();
         let guard = rcu::read_lock();
         self.now = Instant::now();
+        self.finish_io();
         self.run_posts();
         self.run_wakes();
         self.run_ready();
@@ -437,7 +445,7 @@ impl Core {
     }
 
     fn timeout(&mut self, now: Instant) -> Timeout {
-        if !self.run_queue.is_empty() {
+        if !self.run_queue.is_empty() || !self.io_ended.is_empty() {
             return Timeout::Now;
         }
         match self.timers.next() {
@@ -447,7 +455,13 @@ impl Core {
         }
     }
 
+    fn poll(&mut self, timeout: Timeout) -> Result {
+        self.poller
+            .wait(timeout, &mut self.events, &mut self.io_ended)
+    }
+
     fn wait(&mut self, now: Instant) -> Result {
+        self.start_io();
         let mut timeout = self.timeout(now);
         if timeout != Timeout::Now && self.busy_poll_us != 0 {
             if self.spin(now)? {
@@ -456,12 +470,12 @@ impl Core {
             timeout = self.timeout(Instant::now());
         }
         if timeout == Timeout::Now {
-            return self.poller.wait(timeout, &mut self.events);
+            return self.poll(timeout);
         }
         if !self.shared().mailbox.prepare_sleep() {
             timeout = Timeout::Now;
         }
-        let res = self.poller.wait(timeout, &mut self.events);
+        let res = self.poll(timeout);
         self.shared().mailbox.awake();
         res
     }
@@ -470,8 +484,9 @@ impl Core {
     fn spin(&mut self, start: Instant) -> Result<bool> {
         let end = start + Delta::from_micros(i64::from(self.busy_poll_us));
         loop {
-            self.poller.wait(Timeout::Now, &mut self.events)?;
-            if !self.events.is_empty() || self.shared().mailbox.has_work() {
+            self.poll(Timeout::Now)?;
+            let some = !self.events.is_empty() || !self.io_ended.is_empty();
+            if some || self.shared().mailbox.has_work() {
                 return Ok(true);
             }
             let now = Instant::now();
@@ -486,6 +501,7 @@ impl Core {
     }
 
     fn shut_down(mut self) {
+        self.drain_io();
         let mark = cpu::enter_reactor();
         let guard = rcu::read_lock();
         self.now = Instant::now();
@@ -502,6 +518,7 @@ impl Core {
         }
         drop(guard);
         drop(mark);
+        self.drain_io();
         self.poller.quiesce();
     }
 }

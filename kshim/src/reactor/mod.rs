@@ -72,6 +72,7 @@
 
 mod core_loop;
 mod cx;
+mod io;
 mod mailbox;
 mod poller;
 mod timers;
@@ -84,6 +85,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 pub use cx::{Cx, Source};
+pub(crate) use io::queue as queue_io;
 
 pub use crate::sys::poll::PollFd;
 

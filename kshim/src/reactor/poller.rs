@@ -4,8 +4,10 @@
 //! report too much (an edge twice, a key that was removed a moment ago); the reactor's generations sort that out. It
 //! must never lose an edge.
 
+use super::io::reap_ring;
 use super::{PollerKind, Ready};
 use crate::error::{Result, code};
+use crate::fs::io::{Ended, Flight, Flights, Starter};
 use crate::sys::poll::{Epoll, PollFd, Timeout, bits};
 use crate::sys::ring::{PollCqe, PollRing};
 
@@ -23,8 +25,20 @@ pub(super) trait Poller {
     fn add(&mut self, fd: &PollFd, key: u64) -> Result;
     /// Stops watching. The descriptor may be closed afterwards.
     fn remove(&mut self, fd: &PollFd, key: u64);
-    /// Waits and appends what happened.
-    fn wait(&mut self, timeout: Timeout, out: &mut Vec<Event>) -> Result;
+    /// Waits and appends what happened, and the file requests that have ended.
+    fn wait(&mut self, timeout: Timeout, out: &mut Vec<Event>, ended: &mut Vec<Ended>) -> Result;
+    /// Whether it is a ring, and does file requests.
+    fn has_ring(&self) -> bool {
+        false
+    }
+    /// Starts a file request, with the next wait at the latest. One that cannot be started comes back.
+    fn start_io(&mut self, flight: Box<Flight>) -> Option<Box<Flight>> {
+        Some(flight)
+    }
+    /// File requests under way.
+    fn io_len(&self) -> usize {
+        0
+    }
     /// Lets removals take effect in the kernel now: called before the poller goes away.
     fn quiesce(&mut self) {}
 }
@@ -46,7 +60,7 @@ impl Poller for EpollPoller {
         }
     }
 
-    fn wait(&mut self, timeout: Timeout, out: &mut Vec<Event>) -> Result {
+    fn wait(&mut self, timeout: Timeout, out: &mut Vec<Event>, _: &mut Vec<Ended>) -> Result {
         self.0.wait(timeout, |key, b| {
             out.push(Event {
                 key,
@@ -59,7 +73,9 @@ impl Poller for EpollPoller {
 /// The ring, and what must be armed again when the kernel ends a poll. Indexed by the key's lower half, the source's
 /// slot; an entry whose key differs belongs to a later generation.
 struct UringPoller {
+    // Before the requests whose memory it has.
     ring: PollRing,
+    flights: Flights,
     armed: Vec<Option<(u64, PollFd)>>,
     ended: Vec<u64>,
 }
@@ -106,10 +122,24 @@ impl Poller for UringPoller {
         }
     }
 
-    fn wait(&mut self, timeout: Timeout, out: &mut Vec<Event>) -> Result {
+    fn has_ring(&self) -> bool {
+        true
+    }
+
+    fn start_io(&mut self, flight: Box<Flight>) -> Option<Box<Flight>> {
+        self.flights
+            .start(&mut Starter::Ring(&mut self.ring), flight)
+            .err()
+    }
+
+    fn io_len(&self) -> usize {
+        self.flights.len()
+    }
+
+    fn wait(&mut self, timeout: Timeout, out: &mut Vec<Event>, io: &mut Vec<Ended>) -> Result {
         self.ring.enter(timeout)?;
         let ended = &mut self.ended;
-        self.ring.drain(|key, cqe| {
+        let poll = |key, cqe| {
             let b = match cqe {
                 PollCqe::Ready(b) => b,
                 PollCqe::Ended(b) => {
@@ -123,7 +153,8 @@ impl Poller for UringPoller {
                 key,
                 ready: Ready::from_poll_bits(b),
             });
-        });
+        };
+        reap_ring(&mut self.ring, &mut self.flights, poll, io);
         self.rearm()
     }
 
@@ -134,7 +165,12 @@ impl Poller for UringPoller {
             if let Err(e) = self.ring.flush() {
                 crate::pr_err!("io_uring: flushing: {e}");
             }
-            self.ring.drain(|_, _| ());
+            reap_ring(
+                &mut self.ring,
+                &mut self.flights,
+                |_, _| (),
+                &mut Vec::new(),
+            );
         }
     }
 }
@@ -147,6 +183,7 @@ pub(super) fn open(kind: PollerKind, name: &str) -> Result<Box<dyn Poller>> {
         let ring = PollRing::new()?;
         Ok(Box::new(UringPoller {
             ring,
+            flights: Flights::default(),
             armed: Vec::new(),
             ended: Vec::new(),
         }))
@@ -218,18 +255,20 @@ mod tests {
             let (ka, kb) = (1 << 32, 2 << 32); // slot 0, two generations
             p.add(&a.poll_fd(), ka).unwrap();
             let mut out = Vec::new();
-            p.wait(Timeout::Now, &mut out).unwrap();
+            p.wait(Timeout::Now, &mut out, &mut Vec::new()).unwrap();
             a.signal();
             p.remove(&a.poll_fd(), ka);
             p.add(&b.poll_fd(), kb).unwrap();
             out.clear();
             for _ in 0..3 {
-                p.wait(Timeout::Nanos(5_000_000), &mut out).unwrap();
+                p.wait(Timeout::Nanos(5_000_000), &mut out, &mut Vec::new())
+                    .unwrap();
             }
             assert!(out.iter().any(|e| e.key == kb), "{kind:?}");
             a.signal();
             out.clear();
-            p.wait(Timeout::Nanos(5_000_000), &mut out).unwrap();
+            p.wait(Timeout::Nanos(5_000_000), &mut out, &mut Vec::new())
+                .unwrap();
             assert!(out.is_empty(), "{kind:?}: {out:?}");
         }
     }

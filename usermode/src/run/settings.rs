@@ -39,6 +39,7 @@ impl Settings {
     ///
     /// The first thing that is wrong.
     pub(super) fn check(args: &RunArgs) -> Result<Self> {
+        args.engine.apply()?;
         ram::init().context("RAM disks")?;
         tcmur::init(args.handler_dir.as_deref()).context("--handler-dir")?;
         ports::init().context("block drivers")?;

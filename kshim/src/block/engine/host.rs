@@ -13,15 +13,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use once_cell::sync::OnceCell;
-
 use super::pool::BlockWorkers;
 use crate::block::bdev::BlkMode;
 use crate::block::bio::{Bio, BioOp, ReqFlags, SubmittedBio};
 use crate::block::gendisk::BlockOps;
 use crate::block::limits::{QueueLimits, SECTOR_SIZE};
-use crate::error::{Error, Result, code};
-use crate::fs::{File, KiocbFlags, OpenOptions};
+use crate::error::{Result, code};
+use crate::fs::{Engine, File, IoEnd, IoFile, IoOp, IoReq, KiocbFlags, OpenOptions};
 use crate::scatterlist::SGTable;
 
 /// What one discard or write of zeros to a plain file may cover; more gains nothing.
@@ -33,53 +31,72 @@ const ZERO_CHUNK: usize = 1 << 20;
 
 /// The part of a disk that bios in a pool's queue share.
 struct Core {
-    file: File,
+    file: Arc<IoFile>,
     limits: QueueLimits,
     capacity: AtomicU64,
     /// NOWAIT writes were not refused yet.
     nowait_write: AtomicBool,
-    /// The first failed write-back.
-    lost: OnceCell<Error>,
 }
 
 /// A host block device or plain file.
 pub(crate) struct HostDisk {
     core: Arc<Core>,
     pool: BlockWorkers,
+    end: Arc<BioEnd>,
+}
+
+/// Ends the bio whose data a request had.
+struct BioEnd;
+
+impl IoEnd for BioEnd {
+    fn io_done(&self, req: IoReq, res: Result) {
+        let bio = req.private.and_then(|p| p.downcast::<SubmittedBio>().ok());
+        if let Some(mut bio) = bio {
+            bio.sg = req.sg;
+            bio.complete(res);
+        }
+    }
 }
 
 impl HostDisk {
-    /// Opens it. Errors: those of [`File::open`].
-    pub(crate) fn open(path: &Path, mode: BlkMode) -> Result<HostDisk> {
+    /// Opens it for an engine. Errors: those of [`IoFile::open`].
+    pub(crate) fn open(path: &Path, mode: BlkMode, engine: Option<Engine>) -> Result<HostDisk> {
         let options = OpenOptions::new()
             .read_only(!mode.contains(BlkMode::WRITE))
             .direct(mode.contains(BlkMode::DIRECT))
             .exclusive(mode.contains(BlkMode::EXCL));
-        let file = File::open(path, &options)?;
+        let io = IoFile::open(path, &options, engine)?;
+        let file = io.file();
         let limits = if file.is_block_device() {
             file.blk_limits()?
         } else {
-            file_limits(&file)?
+            file_limits(file)?
         };
-        let capacity = AtomicU64::new(usable(&file)?);
-        let nowait_write = AtomicBool::new(file.supports_nowait_read());
         let core = Core {
-            file,
             limits,
-            capacity,
-            nowait_write,
-            lost: OnceCell::new(),
+            capacity: AtomicU64::new(usable(file)?),
+            nowait_write: AtomicBool::new(file.supports_nowait_read()),
+            file: io,
         };
         Ok(HostDisk {
             core: Arc::new(core),
             pool: BlockWorkers::new(),
+            end: Arc::new(BioEnd),
         })
     }
 
-    /// Hands the bio to a thread.
-    fn defer(&self, bio: SubmittedBio) {
+    /// Hands the bio to the engine, or to a thread.
+    fn defer(&self, mut bio: SubmittedBio) {
         if bio.flags.contains(ReqFlags::NOWAIT) {
             return bio.complete(Err(code::EAGAIN));
+        }
+        if let Some(op) = self.engine_op(&bio) {
+            let (at, len, pos) = (bio.sg_at, bio.len, bio.pos());
+            let sg = std::mem::take(&mut bio.sg);
+            let end = Arc::clone(&self.end) as Arc<dyn IoEnd>;
+            let mut req = IoReq::new(op, pos, len, end).with_sg(sg, at);
+            req.private = Some(Box::new(bio));
+            return self.core.file.submit(req);
         }
         let core = Arc::clone(&self.core);
         self.pool.defer(move || {
@@ -89,6 +106,20 @@ impl HostDisk {
             drop(core);
             bio.complete(status);
         });
+    }
+
+    /// What the engine is to do for this bio, if it can.
+    fn engine_op(&self, bio: &Bio) -> Option<IoOp> {
+        if !self.core.file.is_async() || bio.flags.contains(ReqFlags::PREFLUSH) {
+            return None;
+        }
+        match bio.op {
+            BioOp::Read => Some(IoOp::Read),
+            BioOp::Write if bio.flags.contains(ReqFlags::FUA) => Some(IoOp::WriteDurable),
+            BioOp::Write => Some(IoOp::Write),
+            BioOp::Flush => Some(IoOp::Flush),
+            BioOp::Discard | BioOp::WriteZeroes => None,
+        }
     }
 }
 
@@ -109,7 +140,7 @@ impl BlockOps for HostDisk {
     }
 
     fn revalidate(&self) -> Result<u64> {
-        let size = usable(&self.core.file)?;
+        let size = usable(self.core.file.file())?;
         self.core.capacity.store(size, Ordering::Relaxed);
         Ok(size)
     }
@@ -144,19 +175,17 @@ fn file_limits(file: &File) -> Result<QueueLimits> {
 impl Core {
     /// Does what can be done without blocking. `None`: a thread has to do it, from the start.
     fn try_inline(&self, bio: &mut Bio) -> Option<Result> {
-        if self.file.is_direct() || bio.flags.intersects(ReqFlags::FUA | ReqFlags::PREFLUSH) {
+        let file = self.file.file();
+        if file.is_direct() || bio.flags.intersects(ReqFlags::FUA | ReqFlags::PREFLUSH) {
             return None;
         }
         let (at, len, pos) = (bio.sg_at, bio.len, bio.pos());
         let moved = match bio.op {
-            BioOp::Read if self.file.supports_nowait_read() => {
-                self.file
-                    .read_sg(&mut bio.sg, at, len, pos, KiocbFlags::NOWAIT)
+            BioOp::Read if file.supports_nowait_read() => {
+                file.read_sg(&mut bio.sg, at, len, pos, KiocbFlags::NOWAIT)
             }
             BioOp::Write if self.nowait_write.load(Ordering::Relaxed) => {
-                let r = self
-                    .file
-                    .write_sg(&bio.sg, at, len, pos, KiocbFlags::NOWAIT);
+                let r = file.write_sg(&bio.sg, at, len, pos, KiocbFlags::NOWAIT);
                 if r == Err(code::EOPNOTSUPP) {
                     self.nowait_write.store(false, Ordering::Relaxed);
                 }
@@ -192,95 +221,27 @@ impl Core {
         Ok(())
     }
 
-    /// Whether the data can go to the file as it is.
-    fn fits(&self, bio: &Bio) -> Result<bool> {
-        let align = self.file.dio_align();
-        if align == 1 {
-            Ok(true)
-        } else {
-            bio.sg.is_aligned(bio.sg_at, bio.len, align)
-        }
-    }
-
     fn read(&self, bio: &mut Bio) -> Result {
         let (at, len, pos) = (bio.sg_at, bio.len, bio.pos());
-        let n = if self.fits(bio)? {
-            self.file
-                .read_sg(&mut bio.sg, at, len, pos, KiocbFlags::empty())?
-        } else {
-            let mut bounce = SGTable::alloc(len)?;
-            let n = self
-                .file
-                .read_sg(&mut bounce, 0, len, pos, KiocbFlags::empty())?;
-            bio.sg.copy_from_sg(at, &bounce, 0, n)?;
-            n
-        };
-        // The end of the file inside the capacity: somebody cut it.
-        if n == len { Ok(()) } else { Err(code::EIO) }
+        self.file.read(&mut bio.sg, at, len, pos)
     }
 
     fn write(&self, bio: &Bio, fua: bool) -> Result {
-        let (at, len, pos) = (bio.sg_at, bio.len, bio.pos());
-        if self.fits(bio)? {
-            return self.write_sg(&bio.sg, at, len, pos, fua);
-        }
-        let mut bounce = SGTable::alloc(len)?;
-        bounce.copy_from_sg(0, &bio.sg, at, len)?;
-        self.write_sg(&bounce, 0, len, pos, fua)
-    }
-
-    fn write_sg(&self, sg: &SGTable, at: usize, len: usize, pos: u64, fua: bool) -> Result {
-        let write = |flags| self.file.write_sg(sg, at, len, pos, flags).map(drop);
-        if !fua {
-            return write(KiocbFlags::empty());
-        }
-        match write(KiocbFlags::DSYNC) {
-            Ok(()) => Ok(()),
-            Err(code::EOPNOTSUPP) => {
-                write(KiocbFlags::empty())?;
-                self.flush()
-            }
-            Err(e @ (code::EIO | code::ENOSPC | code::EDQUOT)) => {
-                // The write failed, or the sync after it, perhaps with the error of an earlier write: then
-                // it was reported here and to nobody else. Without the sync only the former fails.
-                if e == code::EIO || write(KiocbFlags::empty()).is_ok() {
-                    self.remember(e);
-                }
-                Err(e)
-            }
-            Err(e) => Err(e),
-        }
-    }
-
-    fn remember(&self, e: Error) {
-        if self.lost.set(e).is_ok() {
-            crate::pr_err!(
-                "{}: write-back failed, data may be lost: {e}",
-                self.file.path().display()
-            );
-        }
+        self.file.write(&bio.sg, bio.sg_at, bio.len, bio.pos(), fua)
     }
 
     fn flush(&self) -> Result {
-        if let Err(e) = self.file.fdatasync() {
-            if e != code::EINVAL && e != code::EROFS {
-                self.remember(e);
-            }
-            return Err(e);
-        }
-        match self.lost.get() {
-            Some(e) => Err(*e),
-            None => Ok(()),
-        }
+        self.file.flush()
     }
 
     fn discard(&self, pos: u64, len: u64) -> Result {
+        let file = self.file.file();
         if len == 0 {
             Ok(())
-        } else if self.file.is_block_device() {
-            self.file.blk_discard(pos, len)
+        } else if file.is_block_device() {
+            file.blk_discard(pos, len)
         } else {
-            self.file.punch_hole(pos, len)
+            file.punch_hole(pos, len)
         }
     }
 
@@ -291,13 +252,14 @@ impl Core {
         }
         let unsupported = |r: &Result| matches!(r, Err(code::EOPNOTSUPP | code::ENOTTY));
         // The host falls back to writing by itself for devices.
-        let first = if self.file.is_block_device() {
-            self.file.blk_zeroout(pos, len)
+        let file = self.file.file();
+        let first = if file.is_block_device() {
+            file.blk_zeroout(pos, len)
         } else if bio.flags.contains(ReqFlags::NOUNMAP) {
-            self.file.zero_range(pos, len)
+            file.zero_range(pos, len)
         } else {
-            match self.file.punch_hole(pos, len) {
-                r if unsupported(&r) => self.file.zero_range(pos, len),
+            match file.punch_hole(pos, len) {
+                r if unsupported(&r) => file.zero_range(pos, len),
                 r => r,
             }
         };
@@ -309,37 +271,9 @@ impl Core {
         while done < bio.len {
             let n = (bio.len - done).min(ZERO_CHUNK);
             zeroes.truncate(n);
-            self.write_sg(&zeroes, 0, n, pos + done as u64, false)?;
+            self.file.write(&zeroes, 0, n, pos + done as u64, false)?;
             done += n;
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::block::BlockDevice;
-
-    #[test]
-    fn a_lost_write_back_is_told_until_reopened() {
-        let t = tempfile::NamedTempFile::new().unwrap();
-        t.as_file().set_len(1 << 16).unwrap();
-        let mode = BlkMode::READ | BlkMode::WRITE;
-        let disk = HostDisk::open(t.path(), mode).unwrap();
-        assert_eq!(disk.core.flush(), Ok(()));
-        disk.core.remember(code::ENOSPC);
-        disk.core.remember(code::EIO);
-        for _ in 0..3 {
-            assert_eq!(disk.core.flush(), Err(code::ENOSPC));
-        }
-        let sg = SGTable::alloc_zeroed(512).unwrap();
-        assert_eq!(disk.core.write_sg(&sg, 0, 512, 0, true), Ok(()));
-        let bdev = BlockDevice::open(t.path(), mode).unwrap();
-        let end = Arc::new(|_: Bio, _: Result| {});
-        assert_eq!(
-            bdev.submit_bio_wait(Bio::new(BioOp::Flush, 0, 0, end)).1,
-            Ok(())
-        );
     }
 }

@@ -11,22 +11,33 @@ use crate::error::{Error, Result, code};
 /// Most pieces of one vectored call (`UIO_MAXIOV` is 1024; more gains nothing).
 pub(crate) const MAX_SEGS: usize = 64;
 
-/// A list of raw pieces for one vectored call. It borrows nothing: who fills it keeps the memory alive.
-pub(crate) struct IoVecs {
-    iov: [libc::iovec; MAX_SEGS],
+/// A list of at most `N` raw pieces for one vectored call. It borrows nothing: who fills it keeps the memory alive.
+pub(crate) struct IoVecs<const N: usize = MAX_SEGS> {
+    iov: [libc::iovec; N],
     n: usize,
 }
 
 impl IoVecs {
     pub(crate) fn new() -> IoVecs {
+        IoVecs::empty()
+    }
+}
+
+impl<const N: usize> IoVecs<N> {
+    pub(crate) fn empty() -> IoVecs<N> {
         const NONE: libc::iovec = libc::iovec {
             iov_base: std::ptr::null_mut(),
             iov_len: 0,
         };
         IoVecs {
-            iov: [NONE; MAX_SEGS],
+            iov: [NONE; N],
             n: 0,
         }
+    }
+
+    /// The pieces, as the kernel wants them.
+    pub(crate) fn pieces(&self) -> &[libc::iovec] {
+        self.iov.get(..self.n).unwrap_or_default()
     }
 
     /// Adds a piece; `false`: it is full.
@@ -42,11 +53,16 @@ impl IoVecs {
         true
     }
 
-    /// Whether all pieces start and end at multiples of `align`.
-    pub(crate) fn is_aligned(&self, align: usize) -> bool {
-        self.iov[..self.n]
+    /// Forgets them.
+    pub(crate) fn clear(&mut self) {
+        self.n = 0;
+    }
+
+    /// Whether all pieces start at multiples of `mem`, and have lengths that are multiples of `len`.
+    pub(crate) fn is_aligned(&self, mem: usize, len: usize) -> bool {
+        self.pieces()
             .iter()
-            .all(|v| v.iov_base.addr() % align == 0 && v.iov_len % align == 0)
+            .all(|v| v.iov_base.addr() % mem == 0 && v.iov_len % len == 0)
     }
 }
 
@@ -401,19 +417,35 @@ fn queue_attr(dev: u64, name: &str) -> Option<String> {
     None
 }
 
+/// What O_DIRECT asks of positions and lengths, and of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DioAlign {
+    pub(crate) offset: usize,
+    pub(crate) mem: usize,
+}
+
+impl DioAlign {
+    /// Nothing.
+    pub(crate) const NONE: DioAlign = DioAlign { offset: 1, mem: 1 };
+}
+
 /// The alignment that O_DIRECT asks of a regular file, by `statx`; a page when the host does not say.
-pub(crate) fn dio_align(fd: BorrowedFd<'_>) -> usize {
+pub(crate) fn dio_align(fd: BorrowedFd<'_>) -> DioAlign {
     use rustix::fs::{AtFlags, StatxFlags};
     const DEFAULT: usize = 4096;
+    let power = |n: u32| {
+        let n = usize::try_from(n).ok().filter(|a| a.is_power_of_two());
+        n.unwrap_or(DEFAULT)
+    };
     match rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) {
-        Ok(s) if s.stx_mask & StatxFlags::DIOALIGN.bits() != 0 => {
-            let align = s.stx_dio_offset_align.max(s.stx_dio_mem_align);
-            usize::try_from(align)
-                .ok()
-                .filter(|a| a.is_power_of_two())
-                .unwrap_or(DEFAULT)
-        }
-        _ => DEFAULT,
+        Ok(s) if s.stx_mask & StatxFlags::DIOALIGN.bits() != 0 => DioAlign {
+            offset: power(s.stx_dio_offset_align),
+            mem: power(s.stx_dio_mem_align),
+        },
+        _ => DioAlign {
+            offset: DEFAULT,
+            mem: DEFAULT,
+        },
     }
 }
 

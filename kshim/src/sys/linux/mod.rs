@@ -1,5 +1,7 @@
 //! Linux tenant.
 
+pub(crate) mod aio;
+pub(crate) mod dataop;
 pub(crate) mod exec;
 pub(crate) mod file;
 pub(crate) mod guard;

@@ -108,6 +108,12 @@ impl EventFd {
         self.fd.clone()
     }
 
+    /// The descriptor's number, for calls that take no other.
+    pub(crate) fn raw_fd(&self) -> i32 {
+        use std::os::fd::AsRawFd;
+        self.fd.as_fd().as_raw_fd()
+    }
+
     /// Rings. Context: any; never sleeps.
     pub fn signal(&self) {
         let one = 1u64.to_ne_bytes();

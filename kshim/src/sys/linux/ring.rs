@@ -1,12 +1,13 @@
-//! An io_uring that watches descriptors: multishot polls, no data operations.
+//! An io_uring that watches descriptors by multishot polls, and reads and writes files.
 //!
 //! [`PollRing`] offers what [`Epoll`](super::poll::Epoll) offers, by other means: each watched descriptor has one
 //! multishot `POLL_ADD` in the ring, which reports every readiness edge as a completion. A completion without
 //! `IORING_CQE_F_MORE` means that the kernel gave the poll up (the completion queue was full, or an error); the caller
 //! is told and arms it again, which looks at the descriptor afresh, so no edge is lost.
 //!
-//! Nothing here gives the kernel memory that outlives a call: polls own no buffers, and the timeout of a wait is read
-//! before the call returns. That is why this module needs no table of operations in flight.
+//! Polls own no buffers, and the timeout of a wait is read before the call returns. Data operations ([`PollRing::start`]) do
+//! give memory to the kernel: the table of what is in flight is their starter's ([`crate::fs`]), which names each by a
+//! number and keeps its memory until that number comes back.
 //!
 //! The ring belongs to the thread that made it (`IORING_SETUP_SINGLE_ISSUER`, and deferred task work where the kernel
 //! has it), hence `!Send`.
@@ -19,7 +20,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use io_uring::squeue::{Entry, Flags};
 use io_uring::{IoUring, cqueue, opcode, types};
 
-use super::poll::{PollFd, Timeout, bits};
+use super::dataop::{DataOp, OpKind};
+use super::poll::{EventFd, PollFd, Timeout, bits};
 use crate::error::{Error, Result, code};
 
 /// Submission slots: adding and removing polls is rare, and a full queue is submitted at once.
@@ -42,6 +44,14 @@ struct GetEventsArg {
     min_wait_usec: u32,
     ts: u64,
 }
+
+/// Keys of data operations have the upper of these two bits, and not the lower; polls (whose lower half is an index far below
+/// both, or all ones) and [`KEY_IGNORED`] never do.
+const KEY_DATA: u64 = 1 << 31;
+const KEY_NOT_DATA: u64 = 1 << 30;
+
+/// Numbers of data operations are below this.
+pub(crate) const MAX_DATA_OPS: u32 = 1 << 16;
 
 /// What a completion says about a watched descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,18 +135,21 @@ impl PollRing {
     /// Multishot poll came without a feature bit of its own: try it on an eventfd that is ready.
     fn probe_multishot(&mut self) -> Result {
         const KEY_PROBE: u64 = 1;
-        let ev = super::poll::EventFd::new()?;
+        let ev = EventFd::new()?;
         ev.signal();
         self.add(&ev.poll_fd(), KEY_PROBE)?;
         self.enter(Timeout::Nanos(1_000_000_000))?;
         let mut works = false;
-        self.drain(|key, cqe| works |= key == KEY_PROBE && matches!(cqe, PollCqe::Ready(_)));
+        self.drain(
+            |key, cqe| works |= key == KEY_PROBE && matches!(cqe, PollCqe::Ready(_)),
+            |_, _| (),
+        );
         if !works {
             return Err(Error::from_errno(libc::EOPNOTSUPP));
         }
         self.remove(KEY_PROBE)?;
         self.flush()?;
-        self.drain(|_, _| ());
+        self.drain(|_, _| (), |_, _| ());
         Ok(())
     }
 
@@ -168,8 +181,62 @@ impl PollRing {
         })
     }
 
+    /// Queues a data operation, which is submitted by the next [`enter`](Self::enter) or [`flush`](Self::flush). Its end is told
+    /// by [`drain`](Self::drain) with `number`, which is below [`MAX_DATA_OPS`] and no other's in flight.
+    ///
+    /// Errors: those of submitting a full queue (EBUSY, ENOMEM); nothing was queued.
+    ///
+    /// # Safety
+    ///
+    /// File, pieces and memory stay until the end has been told, and beyond the life of the ring if it was not; and the
+    /// memory may be read (written, for a read) without anyone holding a reference to it.
+    pub(crate) unsafe fn start(&mut self, op: &DataOp<'_>, number: u32) -> Result {
+        let fd = types::Fd(op.fd.as_raw_fd());
+        let iov = op.iov.pieces();
+        let n = u32::try_from(iov.len()).unwrap_or(0);
+        let one = match iov {
+            [one] => u32::try_from(one.iov_len)
+                .ok()
+                .map(|len| (one.iov_base.cast::<u8>(), len)),
+            _ => None,
+        };
+        let dsync = if op.kind == OpKind::WriteDsync {
+            libc::RWF_DSYNC
+        } else {
+            0
+        };
+        let entry = match (op.kind, one) {
+            (OpKind::Read, Some((p, len))) => opcode::Read::new(fd, p, len).offset(op.pos).build(),
+            (OpKind::Read, None) => opcode::Readv::new(fd, iov.as_ptr(), n)
+                .offset(op.pos)
+                .build(),
+            (OpKind::Write | OpKind::WriteDsync, Some((p, len))) => opcode::Write::new(fd, p, len)
+                .offset(op.pos)
+                .rw_flags(dsync)
+                .build(),
+            (OpKind::Write | OpKind::WriteDsync, None) => opcode::Writev::new(fd, iov.as_ptr(), n)
+                .offset(op.pos)
+                .rw_flags(dsync)
+                .build(),
+            (OpKind::Sync, _) => opcode::Fsync::new(fd)
+                .flags(types::FsyncFlags::DATASYNC)
+                .build(),
+        };
+        self.push(&entry.user_data(KEY_DATA | u64::from(number)))
+    }
+
+    /// An eventfd that is rung when the ring has something to collect: for a poller of another kind.
+    ///
+    /// Errors: EMFILE, ENOMEM; EBUSY (there is one).
+    pub(crate) fn bell(&self) -> Result<PollFd> {
+        let bell = EventFd::new()?;
+        self.ring.submitter().register_eventfd(bell.raw_fd())?;
+        Ok(bell.poll_fd())
+    }
+
     fn push(&mut self, entry: &Entry) -> Result {
-        // SAFETY: polls and their removal carry no pointers: only a descriptor number and a key.
+        // SAFETY: polls and their removal carry no pointers: only a descriptor number and a key. The pointers of data
+        // operations are good as promised to `start`.
         while unsafe { self.ring.submission().push(entry) }.is_err() {
             // Full: hand what is there to the kernel, which empties the queue.
             match self.ring.submit() {
@@ -221,7 +288,7 @@ impl PollRing {
                 .map_or(0, |t| t.as_ptr().expose_provenance() as u64),
         };
         let queued = u32::try_from(self.ring.submission().len()).unwrap_or(u32::MAX);
-        // SAFETY: the entries queued carry no pointers (see `push`); `arg` is a valid `struct io_uring_getevents_arg`
+        // SAFETY: the entries queued are good (see `push`); `arg` is a valid `struct io_uring_getevents_arg`
         // whose `ts` is zero or the address of two 64-bit integers (`struct __kernel_timespec`) alive across the call.
         let res = unsafe {
             self.ring
@@ -238,11 +305,20 @@ impl PollRing {
         }
     }
 
-    /// Hands over the completions that are there.
-    pub(crate) fn drain(&mut self, mut f: impl FnMut(u64, PollCqe)) {
+    /// Hands over the completions that are there: of polls, by key, and of data operations, by number, with the count
+    /// of bytes or the negative errno.
+    pub(crate) fn drain(
+        &mut self,
+        mut f: impl FnMut(u64, PollCqe),
+        mut data: impl FnMut(u32, i32),
+    ) {
         for cqe in self.ring.completion() {
             let key = cqe.user_data();
             if key == KEY_IGNORED {
+                continue;
+            }
+            if key & (KEY_DATA | KEY_NOT_DATA) == KEY_DATA {
+                data(key as u32 & (MAX_DATA_OPS - 1), cqe.result());
                 continue;
             }
             let more = cqueue::more(cqe.flags());
@@ -260,7 +336,6 @@ impl PollRing {
 
 #[cfg(test)]
 mod tests {
-    use super::super::poll::EventFd;
     use super::*;
 
     fn ring() -> Option<PollRing> {
@@ -276,7 +351,7 @@ mod tests {
     fn collect(r: &mut PollRing, t: Timeout) -> Vec<(u64, PollCqe)> {
         r.enter(t).unwrap();
         let mut v = Vec::new();
-        r.drain(|k, c| v.push((k, c)));
+        r.drain(|k, c| v.push((k, c)), |_, _| ());
         v
     }
 

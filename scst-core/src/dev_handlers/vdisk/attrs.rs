@@ -11,6 +11,7 @@ use crate::core::Core;
 use crate::device::Device;
 use crate::sysfs::text::{first_line, flag, line, parse_flag, parse_i64, parse_u64};
 use kshim::error::{Result, code};
+use kshim::fs::Engine;
 use kshim::kobject::Attr;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -238,7 +239,10 @@ pub(super) fn all(disk: &Vdisk, core: &Arc<Core>, dev: &Arc<Device>) -> Vec<Attr
                 },
             ));
         }
-        kind => attrs.extend(backed(o, kind, disk.features().thin_provisioned)),
+        kind => {
+            let engine = disk.param(|p| p.engine.is_some());
+            attrs.extend(backed(o, kind, disk.features().thin_provisioned, engine));
+        }
     }
     attrs.extend(common(o));
     if disk.param(|p| p.dif.is_on()) {
@@ -430,7 +434,7 @@ fn common(o: &Owner) -> Vec<Attr> {
 }
 
 /// What a disk on a file or a block device has.
-fn backed(o: &Owner, kind: VdiskKind, thin: bool) -> Vec<Attr> {
+fn backed(o: &Owner, kind: VdiskKind, thin: bool, named_engine: bool) -> Vec<Attr> {
     let mut attrs = vec![
         o.rw("filename", show_filename, change_filename),
         o.rw(
@@ -493,6 +497,13 @@ fn backed(o: &Owner, kind: VdiskKind, thin: bool) -> Vec<Attr> {
             let s = crate::sense::TP_SOFT_THRESHOLD_REACHED;
             e.dev.check_set_ua(s, None);
             Ok(())
+        }));
+    }
+    // SCST has no such attribute: it is there where the parameter was given.
+    if named_engine {
+        attrs.push(o.ro("engine", |d| {
+            let engine = d.param(|p| p.engine);
+            line(engine.map_or("auto", Engine::name), engine.is_some())
         }));
     }
     if kind == VdiskKind::Fileio {

@@ -15,6 +15,7 @@ use kshim::block::{
     Bio, BioEndIo, BioOp, BlkMode, BlockDevice, QueueLimits, ReqFlags, SECTOR_SIZE,
 };
 use kshim::error::{Error, Result, code};
+use kshim::fs::{Engine, FileKind};
 use kshim::page::LentRange;
 use kshim::scatterlist::SGTable;
 use kshim::sync::SpinLock;
@@ -39,7 +40,12 @@ impl BlockStore {
         if !p.read_only {
             mode |= BlkMode::WRITE;
         }
-        let bdev = BlockDevice::open(path, mode)?;
+        // As SCST does. Through threads the page cache is faster.
+        let engine = Engine::choose(p.engine)?;
+        if is_host_device(path) && (p.o_direct || engine != Engine::Threads) {
+            mode |= BlkMode::DIRECT;
+        }
+        let bdev = BlockDevice::open_with(path, mode, Some(engine))?;
         let mut store = Self {
             bdev,
             flush_unsupported: false,
@@ -249,6 +255,10 @@ impl BlockStore {
         let step = self.limits().max_write_zeroes_bytes;
         self.in_steps(BioOp::WriteZeroes, pos, len, step, ReqFlags::NOUNMAP)
     }
+}
+
+fn is_host_device(path: &Path) -> bool {
+    kshim::fs::stat(path).is_ok_and(|s| s.kind == FileKind::BlockDevice)
 }
 
 fn sector(pos: u64) -> u64 {

@@ -1,20 +1,24 @@
-//! The data of a file device: cached reads and buffered writes inline, the rest on threads.
+//! The data of a file device: cached reads and buffered writes inline, the rest by the file's engine ([`kshim::fs::Engine`]),
+//! or on the device's threads if that is `threads`.
 //!
-//! DIFFERS: a flush is an fdatasync, and a FUA write an O_DSYNC write of its range; SCST writes back a range of pages
-//! that it computes wrongly, and never flushes the disk's own cache. DIFFERS: after a failed flush, also of one with IMMED,
-//! each flush fails until the file is opened anew, as the host reports a lost write-back once and takes the pages for clean
-//! then; SCST forgets it. DIFFERS: `write_through` makes each write an O_DSYNC write; SCST opens the file with
+//! DIFFERS: a flush is an fdatasync, and a FUA write an O_DSYNC write of its range, with O_DIRECT too; SCST writes back a range of pages
+//! that it computes wrongly, never flushes the disk's own cache, and with O_DIRECT does nothing. DIFFERS: the failure of a flush,
+//! with IMMED too, is told at all flushes from then on, until the file is opened again; SCST tells it once or, with IMMED, never. DIFFERS: `write_through` makes each write an O_DSYNC write; SCST opens the file with
 //! O_DSYNC, and again when MODE SELECT switches the cache.
 //!
 //! C source: `fileio_exec_read`, `fileio_exec_write`, `__vdisk_fsync_fileio` of `scst/src/dev_handlers/scst_vdisk.c`
 
 use super::VdiskParams;
 use super::breaker::Breaker;
-use kshim::error::{Error, Result, code};
-use kshim::fs::{File, KiocbFlags, OpenOptions};
+use super::handler::apply;
+use super::store::{read_outcome, write_outcome};
+use crate::cmd::Cmd;
+use crate::core::cmd_done;
+use kshim::error::{Result, code};
+use kshim::fs::{File, IoEnd, IoFile, IoOp, IoReq, KiocbFlags, OpenOptions};
 use kshim::scatterlist::SGTable;
-use kshim::sync::OnceLock;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Larger transfers are never done on a reactor, however fast the file is: others wait meanwhile.
 const INLINE_MAX: usize = 1024 * 1024;
@@ -22,11 +26,11 @@ const INLINE_MAX: usize = 1024 * 1024;
 /// An open file.
 #[derive(Debug)]
 pub(super) struct FileStore {
-    file: File,
+    io: Arc<IoFile>,
     size_at_open: u64,
     breaker: Breaker,
-    /// Why data may be lost: the first failure of a write-back.
-    lost: OnceLock<Error>,
+    /// Shared by the requests of the engine.
+    end: Arc<CmdEnd>,
 }
 
 /// What became of an attempt to do I/O without sleeping.
@@ -34,22 +38,60 @@ pub(super) struct FileStore {
 pub(super) enum Inline {
     /// Done, one way or the other.
     Done(Result),
-    /// It takes a thread.
+    /// It takes a thread, or the engine.
     WouldBlock,
+}
+
+/// Ends commands whose requests the engine is done with.
+#[derive(Debug)]
+struct CmdEnd {
+    /// The file's path, for the log.
+    path: String,
+}
+
+impl IoEnd for CmdEnd {
+    fn io_done(&self, req: IoReq, res: Result) {
+        let (op, pos, path) = (req.op, req.pos, &self.path);
+        if let Err(e) = res {
+            kshim::pr_err_ratelimited!("{path}: {op:?} at {pos} failed: {e}");
+        }
+        // A flush that nobody waits for has none.
+        let cmd = req.private.and_then(|p| p.downcast::<Cmd>().ok());
+        let Some(mut cmd) = cmd else { return };
+        if op != IoOp::Flush {
+            *cmd.sg_mut() = req.sg;
+        }
+        if let Err(e) = res {
+            let outcome = if op == IoOp::Read {
+                read_outcome(e)
+            } else {
+                write_outcome(e)
+            };
+            apply(&mut cmd, outcome);
+        }
+        cmd_done(cmd);
+    }
 }
 
 impl FileStore {
     /// Opens the file. Context: may sleep.
     pub(super) fn open(path: &Path, p: &VdiskParams) -> Result<Self> {
         let options = OpenOptions::new().read_only(p.read_only).direct(p.o_direct);
-        let file = File::open(path, &options)?;
-        let size_at_open = file.size()?;
+        let io = IoFile::open(path, &options, p.engine)?;
+        let size_at_open = io.file().size()?;
         Ok(Self {
-            file,
+            io,
             size_at_open,
             breaker: Breaker::default(),
-            lost: OnceLock::new(),
+            end: Arc::new(CmdEnd {
+                path: path.display().to_string(),
+            }),
         })
+    }
+
+    #[inline]
+    fn file(&self) -> &File {
+        self.io.file()
     }
 
     pub(super) fn size_at_open(&self) -> u64 {
@@ -57,23 +99,34 @@ impl FileStore {
     }
 
     pub(super) fn size(&self) -> Result<u64> {
-        self.file.size()
+        self.file().size()
     }
 
     pub(super) fn dio_align(&self) -> u32 {
-        u32::try_from(self.file.dio_align()).unwrap_or(u32::MAX)
+        u32::try_from(self.file().dio_align()).unwrap_or(u32::MAX)
     }
 
-    /// O_DIRECT writes leave nothing in the page cache. The device's own cache is the user's business then, as in
-    /// SCST.
-    pub(super) fn is_direct(&self) -> bool {
-        self.file.is_direct()
+    /// Whether what would block goes to the engine, not to a thread of the device.
+    #[inline]
+    pub(super) fn has_engine(&self) -> bool {
+        self.io.is_async()
+    }
+
+    /// Gives a command's read, write or flush to the engine, which completes it. Context: reactor; never sleeps.
+    pub(super) fn submit(&self, mut cmd: Box<Cmd>, op: IoOp, pos: u64, len: usize) {
+        let end = Arc::clone(&self.end) as Arc<dyn IoEnd>;
+        let mut req = IoReq::new(op, pos, len, end);
+        if op != IoOp::Flush {
+            req.sg = std::mem::take(cmd.sg_mut());
+        }
+        req.private = Some(cmd);
+        self.io.submit(req);
     }
 
     /// Whether a transfer may be tried on a reactor at all.
     #[inline]
     fn inline_wanted(&self, len: usize) -> bool {
-        len <= INLINE_MAX && !self.file.is_direct()
+        len <= INLINE_MAX && !self.file().is_direct()
     }
 
     /// Reads if that needs no waiting: from the page cache where the file system can tell, else (memory file systems)
@@ -83,13 +136,13 @@ impl FileStore {
         if !self.inline_wanted(len) {
             return Inline::WouldBlock;
         }
-        let r = if self.file.supports_nowait_read() {
-            self.file.read_sg(sg, 0, len, pos, KiocbFlags::NOWAIT)
+        let r = if self.file().supports_nowait_read() {
+            self.file().read_sg(sg, 0, len, pos, KiocbFlags::NOWAIT)
         } else if self.breaker.is_open() {
             return Inline::WouldBlock;
         } else {
             self.breaker
-                .watch(|| self.file.read_sg(sg, 0, len, pos, KiocbFlags::empty()))
+                .watch(|| self.file().read_sg(sg, 0, len, pos, KiocbFlags::empty()))
         };
         match r {
             Ok(n) if n == len => Inline::Done(Ok(())),
@@ -105,83 +158,49 @@ impl FileStore {
         if !self.inline_wanted(len) || self.breaker.is_open() {
             return Inline::WouldBlock;
         }
-        let write = || self.file.write_sg(sg, 0, len, pos, KiocbFlags::empty());
+        let write = || self.file().write_sg(sg, 0, len, pos, KiocbFlags::empty());
         Inline::Done(self.breaker.watch(write).and_then(|n| whole(n, len)))
     }
 
     pub(super) fn read_sync(&self, pos: u64, sg: &mut SGTable, len: usize) -> Result {
-        let n = self.file.read_sg(sg, 0, len, pos, KiocbFlags::empty())?;
-        whole(n, len)
+        self.io.read(sg, 0, len, pos)
     }
 
     pub(super) fn write_sync(&self, pos: u64, sg: &SGTable, len: usize, durable: bool) -> Result {
-        let flags = if durable {
-            KiocbFlags::DSYNC
-        } else {
-            KiocbFlags::empty()
-        };
-        match self.file.write_sg(sg, 0, len, pos, flags) {
-            Ok(n) => whole(n, len),
-            Err(code::EOPNOTSUPP) if durable => {
-                let n = self.file.write_sg(sg, 0, len, pos, KiocbFlags::empty())?;
-                whole(n, len)?;
-                self.flush()
-            }
-            Err(e @ (code::EIO | code::ENOSPC | code::EDQUOT)) if durable => {
-                // The write, or the sync after it, perhaps for data of an earlier one, which nobody else is told then. Without the
-                // sync only the former fails.
-                let again = || self.file.write_sg(sg, 0, len, pos, KiocbFlags::empty());
-                if e == code::EIO || again().is_ok() {
-                    self.remember(e);
-                }
-                Err(e)
-            }
-            Err(e) => Err(e),
-        }
+        self.io.write(sg, 0, len, pos, durable)
     }
 
     /// Copies a range of another file by the file system; answers how much of it. Context: may sleep.
     pub(super) fn copy_from(&self, src: &Self, src_pos: u64, pos: u64, len: u64) -> Result<u64> {
-        if self.file.is_direct() || src.file.is_direct() {
+        if self.file().is_direct() || src.file().is_direct() {
             return Err(code::EOPNOTSUPP);
         }
-        self.file.copy_range(&src.file, src_pos, pos, len)
+        self.file().copy_range(src.file(), src_pos, pos, len)
     }
 
-    fn remember(&self, e: Error) {
-        if self.lost.set(e).is_ok() {
-            let path = self.file.path().display();
-            kshim::pr_err!("{path}: write-back failed, data may be lost: {e}");
-        }
-    }
-
-    /// Flushes; fails also if a flush has failed since the file was opened.
+    /// Makes what was written durable; fails if that ever failed. Context: may sleep.
     pub(super) fn flush(&self) -> Result {
-        if let Err(e) = self.file.fdatasync() {
-            // Not a file that can be flushed.
-            if e != code::EINVAL && e != code::EROFS {
-                self.remember(e);
-            }
-            return Err(e);
-        }
-        self.lost.get().map_or(Ok(()), |e| Err(*e))
+        self.io.flush()
     }
 
-    /// A flush for which nobody waits (IMMED): a failure is told at the next one.
+    /// A flush for which nobody waits (IMMED): a failure is told by the next one. Context: any; sleeps without an engine.
     pub(super) fn flush_in_background(&self) {
-        if let Err(e) = self.flush() {
-            kshim::pr_err!("{}: flush failed: {e}", self.file.path().display());
+        if self.has_engine() {
+            let end = Arc::clone(&self.end) as Arc<dyn IoEnd>;
+            self.io.submit(IoReq::new(IoOp::Flush, 0, 0, end));
+        } else if let Err(e) = self.flush() {
+            kshim::pr_err!("{}: flush failed: {e}", self.file().path().display());
         }
     }
 
     pub(super) fn punch_hole(&self, pos: u64, len: u64) -> Result {
-        self.file.punch_hole(pos, len)
+        self.file().punch_hole(pos, len)
     }
 
     /// Whether there is data at `pos`, and up to where at most `end` that is so. A file system that does not know has data
     /// everywhere. Context: may sleep.
     pub(super) fn extent(&self, pos: u64, end: u64) -> Result<(bool, u64)> {
-        let data = match self.file.seek_data(pos) {
+        let data = match self.file().seek_data(pos) {
             Ok(Some(data)) => data,
             Ok(None) => return Ok((false, end)),
             Err(code::EINVAL | code::EOPNOTSUPP) => return Ok((true, end)),
@@ -190,7 +209,7 @@ impl FileStore {
         if data > pos {
             return Ok((false, data.min(end)));
         }
-        let hole = self.file.seek_hole(pos)?.unwrap_or(end);
+        let hole = self.file().seek_hole(pos)?.unwrap_or(end);
         Ok((
             true,
             hole.clamp(pos.saturating_add(1), end.max(pos.saturating_add(1))),
@@ -199,11 +218,11 @@ impl FileStore {
 
     /// Bytes for which the file system has storage. Context: may sleep.
     pub(super) fn allocated(&self) -> Result<u64> {
-        self.file.allocated()
+        self.file().allocated()
     }
 
     pub(super) fn zero_range(&self, pos: u64, len: u64) -> Result {
-        self.file.zero_range(pos, len)
+        self.file().zero_range(pos, len)
     }
 }
 

@@ -23,6 +23,7 @@ use crate::sense::{self, SenseExtra};
 use crate::tgt_dev::TgtDev;
 use kshim::block::{BioOp, ReqFlags};
 use kshim::error::Result;
+use kshim::fs::IoOp;
 use kshim::kobject::Attr;
 use kshim::scatterlist::SGTable;
 use kshim::sync::rcu;
@@ -441,7 +442,7 @@ impl Vdisk {
         let r = match cx {
             ExecContext::Atomic => match f.read_inline(pos, cmd.sg_mut(), len) {
                 Inline::Done(r) => r,
-                Inline::WouldBlock => return ExecRes::NeedThread(cmd),
+                Inline::WouldBlock => return engine_or_thread(f, cmd, IoOp::Read, pos, len),
             },
             ExecContext::Thread => f.read_sync(pos, cmd.sg_mut(), len),
         };
@@ -469,10 +470,14 @@ impl Vdisk {
         match store {
             Store::File(f) => {
                 let r = match cx {
-                    ExecContext::Atomic if durable => return ExecRes::NeedThread(cmd),
+                    ExecContext::Atomic if durable => {
+                        return engine_or_thread(f, cmd, IoOp::WriteDurable, pos, len);
+                    }
                     ExecContext::Atomic => match f.write_inline(pos, cmd.sg(), len) {
                         Inline::Done(r) => r,
-                        Inline::WouldBlock => return ExecRes::NeedThread(cmd),
+                        Inline::WouldBlock => {
+                            return engine_or_thread(f, cmd, IoOp::Write, pos, len);
+                        }
                     },
                     ExecContext::Thread => f.write_sync(pos, cmd.sg(), len, durable),
                 };
@@ -568,7 +573,11 @@ impl Vdisk {
             }
             Store::Block(b) => b.submit(cmd, BioOp::Flush, 0, 0, ReqFlags::empty()),
             Store::File(f) => match cx {
-                ExecContext::Atomic => ExecRes::NeedThread(cmd),
+                ExecContext::Atomic if immed && f.has_engine() => {
+                    f.flush_in_background();
+                    ExecRes::Completed(cmd)
+                }
+                ExecContext::Atomic => engine_or_thread(f, cmd, IoOp::Flush, 0, 0),
                 ExecContext::Thread if immed => {
                     cmd_done(cmd);
                     f.flush_in_background();
@@ -780,6 +789,17 @@ impl Vdisk {
             cmd.fill_response(&data);
         }
         Ok(())
+    }
+}
+
+/// What cannot be done without waiting.
+#[inline]
+fn engine_or_thread(f: &FileStore, cmd: Box<Cmd>, op: IoOp, pos: u64, len: usize) -> ExecRes {
+    if f.has_engine() {
+        f.submit(cmd, op, pos, len);
+        ExecRes::Pending
+    } else {
+        ExecRes::NeedThread(cmd)
     }
 }
 

@@ -6,6 +6,7 @@ use super::{Dif, IdentityOverrides};
 use crate::cmd::ThreadsPoolType;
 use crate::sysfs::text::Lexems;
 use kshim::error::{Error, code};
+use kshim::fs::Engine;
 use std::path::PathBuf;
 
 /// Size of a null device that was given none: 2.5 TiB.
@@ -57,7 +58,7 @@ impl VdiskKind {
     }
 
     /// Parameters that the usage text of this handler lists. It takes those of the pool ([`POOL_PARAMS`]) too, and
-    /// vdisk_fileio `lb_per_pb_exp`.
+    /// vdisk_fileio `lb_per_pb_exp`; and those on files and block devices `engine`, which is ours.
     #[must_use]
     pub const fn listed_param_names(self) -> &'static [&'static str] {
         match self {
@@ -127,6 +128,7 @@ impl VdiskKind {
         self.listed_param_names().contains(&name)
             || POOL_PARAMS.contains(&name)
             || self == Self::Fileio && name == "lb_per_pb_exp"
+            || matches!(self, Self::Fileio | Self::Blockio) && name == "engine"
     }
 }
 
@@ -198,6 +200,8 @@ pub struct VdiskParams {
     pub o_direct: bool,
     /// Asynchronous file I/O. Files are read without waiting in any case.
     pub async_io: bool,
+    /// Who does what would wait; `None`: as for all devices. SCST has no such parameter.
+    pub engine: Option<Engine>,
     /// RMB bit.
     pub removable: bool,
     /// Tell of a rotating medium; `None`: as the block device says, else true.
@@ -300,6 +304,7 @@ impl VdiskParams {
             nv_cache: false,
             o_direct: false,
             async_io: false,
+            engine: None,
             removable: cdrom,
             rotational: None,
             thin_provisioned: None,
@@ -361,6 +366,11 @@ impl VdiskParams {
                     return Err(invalid("must be an absolute path"));
                 }
                 self.filename = Some(PathBuf::from(value));
+            }
+            "engine" if value == "auto" => self.engine = None,
+            "engine" => {
+                let engine = value.parse();
+                self.engine = Some(engine.map_err(|_| invalid("auto, uring, aio or threads"))?);
             }
             "t10_dev_id" => {
                 if value.len() > super::ident::MAX_T10_DEV_ID_LEN {
@@ -612,6 +622,12 @@ mod tests {
             (Fileio, &[f, ("o_direct", "1")], "o_direct needs async"),
             (
                 Fileio,
+                &[f, ("engine", "fast")],
+                "parameter engine: \"fast\": auto, uring, aio or threads",
+            ),
+            (Nullio, &[("engine", "aio")], "unknown parameter engine"),
+            (
+                Fileio,
                 &[f, ("read_only", "1"), ("nv_cache", "1")],
                 "write options on a read-only device",
             ),
@@ -661,6 +677,7 @@ mod tests {
                 ("t10_dev_id", "id"),
                 ("removable", "1"),
                 ("numa_node_id", "-1"),
+                ("engine", "aio"),
             ],
         )
         .expect("all known");
@@ -669,6 +686,7 @@ mod tests {
             (p.thin_provisioned, p.rotational, p.removable),
             (Some(true), Some(false), true)
         );
+        assert_eq!(p.engine, Some(Engine::Aio));
         assert_eq!(p.identity.t10_dev_id.as_deref(), Some("id"));
         assert_eq!((p.threads_num, p.bind_alua_state), (8, false));
         assert_eq!(VdiskParams::new(Blockio).threads_num, 1);

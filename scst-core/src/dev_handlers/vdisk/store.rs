@@ -78,8 +78,8 @@ impl Store {
     pub(super) fn needs_flush(&self) -> bool {
         match self {
             Self::Closed | Self::Null | Self::Cd(_) => false,
-            Self::File(f) => !f.is_direct(),
-            Self::Block(_) => true,
+            // O_DIRECT leaves metadata to be written, and the disk has a cache.
+            Self::File(_) | Self::Block(_) => true,
         }
     }
 
