@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::run::Answers;
-use crate::transcript::{Case, Rules};
+use crate::transcript::{Action, Case, Rules, Scsi};
 
 /// Longest value that is printed in full.
 const PRINT_MAX: usize = 96;
@@ -102,6 +102,57 @@ pub fn judge(case: &Case, expected: &Answers, actual: &Answers) -> Verdict {
         Verdict::Identical
     } else {
         Verdict::Different(found)
+    }
+}
+
+/// INQUIRY for a page of vital product data (SPC-4 6.6), and the pages that say which logical unit it is.
+const INQUIRY_VPD: [u8; 2] = [0x12, 0x01];
+const UNIT_SERIAL_NUMBER: u8 = 0x80;
+const DEVICE_IDENTIFICATION: u8 = 0x83;
+/// Bytes before the first designator of page 83h, and before the text of page 80h.
+const PAGE_HEADER: usize = 4;
+
+/// Blanks in answers what tells one logical unit from another and may well differ: serial number, and the designators of the
+/// logical unit. Their lengths and types stay.
+pub fn without_identity(case: &Case, answers: Answers) -> Answers {
+    let Answers::Ran(mut answers) = answers else {
+        return answers;
+    };
+    for (step, answer) in case.steps.iter().zip(&mut answers) {
+        let Action::Scsi(Scsi { cdb, .. }) = &step.action else {
+            continue;
+        };
+        let page = cdb.strip_prefix(&INQUIRY_VPD).and_then(|rest| rest.first());
+        let Some(data) = answer.get_mut("data_in") else {
+            continue;
+        };
+        let Some(mut bytes) = data.as_str().and_then(|s| hex::decode(s).ok()) else {
+            continue;
+        };
+        match page {
+            Some(&UNIT_SERIAL_NUMBER) => blank(bytes.get_mut(PAGE_HEADER..)),
+            Some(&DEVICE_IDENTIFICATION) => blank_designators(&mut bytes),
+            _ => continue,
+        }
+        *data = json!(hex::encode(bytes));
+    }
+    Answers::Ran(answers)
+}
+
+fn blank(bytes: Option<&mut [u8]>) {
+    bytes.into_iter().for_each(|b| b.fill(0));
+}
+
+/// Blanks the designators of the logical unit, not those of the port and its group.
+fn blank_designators(page: &mut [u8]) {
+    let mut at = PAGE_HEADER;
+    while let Some(&[_, association, _, len]) = page.get(at..at.saturating_add(4)) {
+        let from = at.saturating_add(4);
+        let to = from.saturating_add(usize::from(len)).min(page.len());
+        if association >> 4 & 3 == 0 {
+            blank(page.get_mut(from..to));
+        }
+        at = to;
     }
 }
 
@@ -247,6 +298,19 @@ mod tests {
     fn count(rules: &Rules, expected: &str, actual: &str) -> usize {
         let value = |s| serde_json::from_str(s).expect("JSON");
         differences(rules, &value(expected), &value(actual)).len()
+    }
+
+    #[test]
+    fn identities_may_be_left_out() {
+        let line = r#"{"case": "v", "steps": [{"do": {"op": "scsi", "s": "A", "cdb": "120183010000", "in": 256}, "got": {}}]}"#;
+        let case = Case::parse_all(line).expect("a case").remove(0);
+        let page = |id: &str, port: &str| {
+            let data = format!("0083000e02010002{id}0114000400000{port}");
+            without_identity(&case, Answers::Ran(vec![json!({"data_in": data})]))
+        };
+        assert_eq!(page("6162", "001"), page("7778", "001"));
+        assert_ne!(page("6162", "001"), page("6162", "002"), "of the port");
+        assert_ne!(page("6162", "001"), page("616263", "001"));
     }
 
     #[test]

@@ -25,7 +25,7 @@ mod manage;
 mod run;
 mod transcript;
 
-pub use diff::{Difference, Verdict, judge};
+pub use diff::{Difference, Verdict, judge, without_identity};
 pub use manage::{Errno, Manage};
 pub use run::{Answers, Options, Runner, Target, recorded};
 pub use transcript::{Access, Action, Case, Open, ParseError, Rules, Scsi, Stage, Step};

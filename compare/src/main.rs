@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use scst_compare::{Answers, BATTERY, Case, Options, Runner, Target, Verdict, judge, recorded};
+use scst_compare::{
+    Answers, BATTERY, Case, Options, Runner, Target, Verdict, judge, recorded, without_identity,
+};
 
 /// Compare two iSCSI targets, or one with recorded conversations, byte for byte.
 ///
@@ -26,6 +28,9 @@ struct Args {
     /// Only cases whose name contains this; repeatable
     #[arg(long, value_name = "TEXT")]
     case: Vec<String>,
+    /// Compare serial numbers and identifiers of the logical units, too, which two targets hardly share
+    #[arg(long, conflicts_with = "replay")]
+    identity: bool,
     /// Print every case, not only those that differ
     #[arg(long, short)]
     verbose: bool,
@@ -67,11 +72,18 @@ fn run(args: &Args) -> Result<bool> {
         (_, _, false) => bail!("--replay wants one target"),
     };
     let (mut first, mut second) = (first, second);
+    for runner in [Some(&first), second.as_ref()].into_iter().flatten() {
+        runner.probe().map_err(anyhow::Error::msg)?;
+    }
     let (mut identical, mut different, mut not_run) = (0, 0, 0);
     for case in &cases {
         let (expected, actual): (Answers, Answers) = match &mut second {
             None => (recorded(case), first.run(case)),
-            Some(second) => (first.run(case), second.run(case)),
+            Some(second) if args.identity => (first.run(case), second.run(case)),
+            Some(second) => (
+                without_identity(case, first.run(case)),
+                without_identity(case, second.run(case)),
+            ),
         };
         let verdict = judge(case, &expected, &actual);
         match &verdict {

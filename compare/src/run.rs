@@ -119,6 +119,20 @@ impl<'m> Runner<'m> {
         }
     }
 
+    /// Logs in and out, to see whether there is such a target.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn probe(&self) -> Result<(), String> {
+        let options = self.options_of("A");
+        let session = Session::open(self.target.addr, &options)
+            .map_err(|e| format!("{}, {}: {e}", self.target.addr, self.target.iqn))?;
+        // What the end of a session answers does not matter.
+        let _ = session.close();
+        sleep(self.options.pause);
+        Ok(())
+    }
+
     /// Runs a case and closes all sessions.
     pub fn run(&mut self, case: &Case) -> Answers {
         if let Some(why) = self.not_run(case) {

@@ -421,6 +421,11 @@ pub fn scstadmin() -> PathBuf {
     scstd().with_file_name("scstadmin")
 }
 
+/// Path of the `scst-compare` binary, which is beside `scstd`.
+pub fn scst_compare() -> PathBuf {
+    scstd().with_file_name("scst-compare")
+}
+
 /// `cargo test` builds the binaries of the package under test only; ours is in the root package. Built as the test
 /// itself was: with the test profile's settings beside it, or in release mode.
 fn build() -> PathBuf {
@@ -445,6 +450,8 @@ fn build() -> PathBuf {
             "scstd",
             "--bin",
             "scstadmin",
+            "--bin",
+            "scst-compare",
             "--profile",
             profile,
         ])
