@@ -3,9 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use kshim::fs::Engine;
 
 /// SCST as an ordinary process: an iSCSI target for files and RAM disks.
 #[derive(Debug, Parser)]
@@ -229,30 +227,6 @@ pub(crate) enum EngineArg {
     Aio,
     /// Threads
     Threads,
-}
-
-impl EngineArg {
-    /// Makes it the engine of all files for which none is named.
-    ///
-    /// # Errors
-    ///
-    /// This host does not have it.
-    pub(crate) fn apply(self) -> anyhow::Result<()> {
-        let engine = match self {
-            Self::Auto => None,
-            Self::Uring => Some(Engine::Uring),
-            Self::Aio => Some(Engine::Aio),
-            Self::Threads => Some(Engine::Threads),
-        };
-        if let Some(e) = engine
-            && let Err(cause) = e.probe()
-        {
-            anyhow::bail!("--engine {e}: not available on this host: {cause}");
-        }
-        Engine::set_default(engine).context("--engine")?;
-        Engine::choose(None).context("KSHIM_ENGINE")?;
-        Ok(())
-    }
 }
 
 /// How reactors wait.

@@ -10,10 +10,10 @@ use backstores::ram::{self, MMAP_PREFIX};
 use backstores::tcmur::{self, TCMUR_PREFIX};
 use iscsi_scst::accounts::Accounts;
 use kshim::error::code;
-use kshim::fs::{self, File, FileKind, OpenOptions, Stat};
+use kshim::fs::{self, Engine, File, FileKind, OpenOptions, Stat};
 use kshim::host;
 
-use crate::cli::{Poller, ServeArgs};
+use crate::cli::{EngineArg, Poller, ServeArgs};
 use crate::{chap, iqn, ports, size};
 
 /// Most reactors that can be asked for.
@@ -363,10 +363,33 @@ fn serial(machine_id: &str, identity: &str) -> u64 {
     h ^ (h >> 32)
 }
 
+impl EngineArg {
+    /// Makes it the engine of all files for which none is named.
+    ///
+    /// # Errors
+    ///
+    /// This host does not have it.
+    pub(crate) fn apply(self) -> Result<()> {
+        let engine = match self {
+            Self::Auto => None,
+            Self::Uring => Some(Engine::Uring),
+            Self::Aio => Some(Engine::Aio),
+            Self::Threads => Some(Engine::Threads),
+        };
+        if let Some(e) = engine
+            && let Err(cause) = e.probe()
+        {
+            bail!("--engine {e}: not available on this host: {cause}");
+        }
+        Engine::set_default(engine).context("--engine")?;
+        Engine::choose(None).context("KSHIM_ENGINE")?;
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::EngineArg;
 
     fn args(luns: &[&str]) -> ServeArgs {
         ServeArgs {
