@@ -248,6 +248,8 @@ void tcmu_sense_set_info(uint8_t *sense_buf, uint32_t info);
 void tcmu_sense_set_key_specific_info(uint8_t *sense_buf, uint16_t info);
 
 void tcmu_set_thread_name(const char *prefix, struct tcmu_device *dev);
+/* Puts the name of a log file into `path`, of PATH_MAX bytes. */
+int tcmu_make_absolute_logfile(char *path, const char *filename);
 
 #define TCMU_LOG_ATTR __attribute__((format(printf, 4, 5)))
 void tcmu_crit_message(struct tcmu_device *dev, const char *func, int line, const char *fmt, ...) TCMU_LOG_ATTR;

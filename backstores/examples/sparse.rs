@@ -79,7 +79,8 @@ impl BlockOps for Sparse {
     }
 }
 
-fn main() -> Result {
+/// Writes one block far out, and reads it back.
+pub fn main() -> Result {
     let disk = Sparse {
         blocks: SpinLock::new(BTreeMap::new()),
         capacity: 1 << 40,

@@ -1,5 +1,5 @@
 //! A RADOS block device behind the wire: handler_rbd as Debian ships it, and a small Ceph of our own on loopback (one monitor,
-//! one OSD that keeps its data in memory).
+//! one OSD that keeps its data in memory). With `SCST_RBD_BENCH` set, its speed is compared with that of `rbd bench`.
 
 use std::fs;
 use std::net::TcpListener;
@@ -70,6 +70,8 @@ impl Ceph {
             osd: None,
         };
         ceph.ceph(&["osd", "new", &osd]);
+        let place = ["osd.0", "1", "root=default", "host=h"];
+        ceph.ceph(&[&["osd", "crush", "add"][..], &place[..]].concat());
         let mkfs = ["-c", conf, "-i", "0", "--mkfs", "--osd-uuid", &osd];
         run(&ceph.tools[1], &mkfs, LIMIT).success();
         ceph.start_osd();
@@ -191,9 +193,9 @@ run dir = {dir}
 admin socket = {dir}/$name.$pid.asok
 log file = {dir}/$name.log
 pid file = {dir}/$name.pid
-[osd]
-# The cluster's id at once: an OSD that talks to the monitor before it was told gives up.
-monmap = {dir}/monmap
+# An OSD that gives commands before it was told the cluster's id is refused, and ends.
+osd crush update on start = false
+osd class update on start = false
 "
     )
 }
@@ -296,6 +298,9 @@ fn an_image_is_served_written_and_kept_through_outages() {
     resize(&ceph);
     take_over(&ceph);
     kills(&ceph);
+    if std::env::var_os("SCST_RBD_BENCH").is_some() {
+        bench(&ceph);
+    }
     // What is not there is said at the start.
     let out = run_serve(&ceph.lun("none"));
     assert!(out.contains("cannot be opened"), "{out}");
@@ -439,6 +444,60 @@ fn take_over(ceph: &Ceph) {
         ceph.content("shared") == expected,
         "the image has other data"
     );
+}
+
+/// Blocks of 4 KiB at random, 32 at once: through the server, and by `rbd bench`, in turns.
+fn bench(ceph: &Ceph) {
+    const OPS: u64 = 8192;
+    ceph.rbd(&["create", "p/b", "--size", "64M"]);
+    let fill = [
+        "bench",
+        "p/b",
+        "--io-type",
+        "write",
+        "--io-size",
+        "4M",
+        "--io-total",
+        "64M",
+    ];
+    ceph.rbd(&fill);
+    let server = Server::start_own(&ServerOptions::lun(ceph.lun("b")));
+    let (mut s, lun) = (server.session(1), server.lun(0));
+    let mut rng = Rng::new(9);
+    for round in 1..=7 {
+        for kind in ["read", "write"] {
+            let start = Instant::now();
+            let mut tags = std::collections::VecDeque::new();
+            for _ in 0..OPS {
+                if tags.len() == 32 {
+                    s.wait_scsi(tags.pop_front().unwrap()).unwrap().good();
+                }
+                let lba = rng.below(16384) * 8;
+                let command = match kind {
+                    "read" => Command::read(lun, scsi::read16(lba, 8), 4096),
+                    _ => Command::write(lun, scsi::write16(lba, 8), vec![round; 4096]),
+                };
+                tags.push_back(s.submit(&command).unwrap());
+            }
+            for tag in tags {
+                s.wait_scsi(tag).unwrap().good();
+            }
+            let ours = OPS as f64 / start.elapsed().as_secs_f64();
+            let total = (OPS * 4096).to_string();
+            let args = ["bench", "p/b", "--io-type", kind, "--io-size", "4096"];
+            let more = [
+                "--io-threads",
+                "32",
+                "--io-pattern",
+                "rand",
+                "--io-total",
+                &total,
+            ];
+            let out = ceph.rbd(&[&args[..], &more[..]].concat());
+            let last = out.lines().find(|l| l.contains("elapsed")).unwrap_or(&out);
+            println!("{round}: {kind}: ours {ours:.0}/s; rbd bench: {last}");
+        }
+    }
 }
 
 /// A server that is killed while it is written to. Without an exclusive lock, as who comes after the dead waits for it.

@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kshim::kobject::control::Client;
 use kshim::kobject::tree::TreeOps as _;
+use rustix::process::Signal;
 use scst_tests::run_server::{RunOptions, RunServer};
 use scst_tests::scsi::{self, status};
 use scst_tests::session::tmf;
@@ -598,6 +599,16 @@ fn durable_commands_reach_the_handler_before_good() {
     scsi_cmd(&mut s, &Command::new(lun, scsi::synchronize_cache10())).good();
     assert_eq!(counters(&mut s).0, before.0 + 2);
     s.assert_clean();
+    drop(s);
+    let mut server = server;
+    server.signal(Signal::TERM);
+    assert!(server.wait_end().success());
+    // The log comes by a pipe.
+    let end = Instant::now() + LIMIT;
+    while !server.stderr().contains("destroyed") {
+        assert!(Instant::now() < end, "{}", server.stderr());
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]

@@ -256,7 +256,7 @@ pub(crate) fn stop_all(parts: Parts<'_, impl FnOnce()>) -> Result<()> {
         reactor.stop();
     }
     core.shutdown();
-    if !tcmur::wait_closed(HANDLER_CLOSE_LIMIT) {
+    if !tcmur::exit(HANDLER_CLOSE_LIMIT) {
         failed.push("some handlers did not close their disks".to_owned());
     }
     if !drained {

@@ -7,7 +7,7 @@
 //! - [`init`] says where they are, and makes paths below [`TCMUR_PREFIX`] openable. Plug-ins are loaded when the first
 //!   of these is opened.
 //! - [`BlockDevice::open`] with such a path lets the handler open what the path names, and with the last close lets it
-//!   close it. [`wait_closed`] waits for that.
+//!   close it. [`wait_closed`] waits for that, and [`exit`] ends all of them.
 //! - A handler that reads and writes blocks is a block device. One that takes SCSI commands is opened with
 //!   [`BlkMode::PASSTHROUGH`].
 //!
@@ -126,6 +126,19 @@ pub fn handlers() -> Vec<HandlerInfo> {
 /// Context: may sleep.
 pub fn wait_closed(limit: Delta) -> bool {
     registry::wait_all(limit)
+}
+
+/// The end of the process: [`wait_closed`], then handlers undo what they did when they were loaded. There are none
+/// afterwards. `false`: as there; handlers are left as they are then.
+///
+/// Context: may sleep.
+pub fn exit(limit: Delta) -> bool {
+    if !wait_closed(limit) {
+        return false;
+    }
+    let all = std::mem::take(&mut *HANDLERS.lock());
+    all.iter().for_each(|h| h.destroy());
+    true
 }
 
 fn load() {

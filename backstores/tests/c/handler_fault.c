@@ -263,6 +263,11 @@ static int fault_cmd(struct tcmu_device *dev, struct tcmur_cmd *cmd)
 	return TCMU_STS_NOT_HANDLED;
 }
 
+static void fault_destroy(void)
+{
+	tcmu_info_message(NULL, __func__, __LINE__, "%s\n", "destroyed");
+}
+
 static struct tcmur_handler handler = {
 	.name = "Faults on demand",
 	.subtype = "fault",
@@ -276,6 +281,7 @@ static struct tcmur_handler handler = {
 	.lock = fault_lock,
 	.unlock = fault_unlock,
 	.get_lock_state = fault_get_lock_state,
+	.destroy = fault_destroy,
 	.nr_threads = 0,
 };
 

@@ -169,6 +169,14 @@ impl Handler {
         }
     }
 
+    /// Undoes [`init`](Self::init), at the end of the process. Context: may sleep.
+    pub(in crate::tcmur) fn destroy(&self) {
+        if let Some(destroy) = self.table().destroy {
+            // SAFETY: the contract of the interface: callable once, when no device is open any more.
+            unsafe { destroy() };
+        }
+    }
+
     /// Why the handler would not open this; `None`: it has no objection. Context: may sleep.
     pub(in crate::tcmur) fn check_config(&self, cfgstring: &str) -> Option<String> {
         let check = self.table().check_config?;
