@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use scst_tests::run_server::{RunOptions, RunServer};
+use scst_tests::run_server::{As, RunOptions, RunServer, fuse_works};
 use scst_tests::server::scstadmin;
 
 use crate::{output, text};
@@ -204,4 +204,69 @@ fn a_server_that_is_not_there_is_told() {
     let err = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(err.contains("no server at /no/such/socket"), "{err}");
     assert_eq!(out.status.code(), Some(1));
+}
+
+#[test]
+fn scstadmin_works_on_a_mounted_tree() {
+    if !fuse_works(As::Me) {
+        return;
+    }
+    let (dir, image) = place();
+    let path = dir.path().join("a.conf");
+    fs::write(&path, conf(&image, "")).unwrap();
+    let mut server = RunServer::start(&RunOptions {
+        sysfs: true,
+        ..RunOptions::default()
+    });
+    let mount = server.sysfs("").display().to_string();
+    let mounted = |args: &[&str]| {
+        let mut command = Command::new(scstadmin());
+        command.args(args).args(["-sysfs", &mount]);
+        command
+    };
+    text(mounted(&["-config", path.to_str().unwrap()]));
+    let save = ["-write_config", "/dev/stdout"];
+    assert_eq!(text(mounted(&save)), text(admin(&server, &save)));
+    // And where programs look for the kernel's.
+    let program = scstadmin().display().to_string();
+    let script = format!(
+        "unset SCST_CONTROL; {program} -control /no -sysfs /sys/kernel/scst_tgt -list_device"
+    );
+    assert!(text(server.exec(&script)).contains("vdisk_fileio     disk1"));
+    assert!(server.stop().success());
+}
+
+#[test]
+fn a_file_of_an_old_scst_is_converted_and_applied() {
+    let (dir, image) = place();
+    let path = dir.path().join("scst.conf");
+    let old = format!(
+        "[HANDLER vdisk]\nDEVICE disk1,{image},WRITE_THROUGH,4096\nDEVICE null1,,NULLIO\n[GROUP Default]\n[GROUP g]\nUSER \
+         iqn.x:a\n[ASSIGNMENT Default]\nDEVICE null1,0\n[ASSIGNMENT g]\nDEVICE disk1,0\n"
+    );
+    fs::write(&path, old).unwrap();
+    let mut server = RunServer::start(&RunOptions::default());
+    text(admin(
+        &server,
+        &[
+            "-add_target",
+            "iqn.2026-01.org.example:t",
+            "-driver",
+            "iscsi",
+        ],
+    ));
+    let applied = text(admin(&server, &["-config", path.to_str().unwrap()]));
+    assert!(
+        applied.contains("NOTE: Using a deprecated configuration file."),
+        "{applied}"
+    );
+    let saved = text(admin(&server, &["-write_config", "/dev/stdout"]));
+    for part in [
+        "\tDEVICE disk1 {\n\t\tblocksize 4096\n",
+        "\t\twrite_through 1\n",
+        "HANDLER vdisk_nullio {\n\tDEVICE null1",
+    ] {
+        assert!(saved.contains(part), "{part}\n{saved}");
+    }
+    assert!(server.stop().success());
 }

@@ -93,7 +93,9 @@ fn our_scstadmin_prints_what_scsts_prints() {
     let mut wrong = Vec::new();
     let mut same = 0;
     for (line, (theirs, ours)) in COMMANDS.lines().zip(theirs.iter().zip(&ours)) {
-        if theirs == ours {
+        if theirs == ours && known(line) {
+            wrong.push(format!("{line}: the same now, take it out of known.tsv"));
+        } else if theirs == ours {
             same += 1;
         } else if !known(line) {
             wrong.push(format!("{line}\n  SCST:\n{theirs}\n  here:\n{ours}"));

@@ -5,7 +5,7 @@ use std::io::Write;
 use kshim::error::{Error, code};
 use kshim::kobject::tree::TreeOps;
 
-use super::object;
+use super::object::{self, Object};
 use super::op::{Failed, Op, Stores, value_is};
 use super::place::place_of;
 use super::plan::{Step, Unless};
@@ -23,6 +23,9 @@ pub struct Report {
     pub failed: Vec<String>,
     /// What was not tried any more.
     pub not_applied: Vec<String>,
+    /// How many changes there are in SCST's scstadmin's count: LUNs of the copy manager that are there already are some,
+    /// attributes of drivers are none.
+    pub counted: usize,
     /// How many changes were taken back after a failure.
     pub undone: usize,
     /// The sentence about the failure that ended it, if one did.
@@ -125,7 +128,9 @@ pub(crate) fn apply(
             Step::Do(op, _) if run.report.fatal.is_some() => {
                 run.report.not_applied.push(op.describe());
             }
-            Step::Do(op, unless) if is_done(op, *unless, tree) => {}
+            Step::Do(op, unless) if is_done(op, *unless, tree) => {
+                run.report.counted += usize::from(*unless == Unless::LunExists);
+            }
             Step::Do(op, unless) => run.step(op, *unless, tell),
         }
     }
@@ -133,6 +138,10 @@ pub(crate) fn apply(
         run.undo();
     }
     run.report
+}
+
+fn is_counted(op: &Op) -> bool {
+    !matches!(op, Op::SetAttr { object: Object::Driver(_), attr, .. } if attr != "enabled")
 }
 
 /// What of a line of progress is a remark.
@@ -159,6 +168,7 @@ impl Run<'_> {
         match run_checked(op, unless, self.tree, self.options.stores, tell) {
             Ok(()) => {
                 self.report.applied.push(op.describe());
+                self.report.counted += usize::from(is_counted(op));
                 self.back.push(back);
             }
             Err(failed) => self.failed(op, failed, tell),

@@ -241,10 +241,7 @@ pub(crate) fn apply_prepared(
     tell.out("-> Applying configuration.\n");
     let report = apply::apply(prepared, tree, options, &mut tell);
     if report.fatal.is_none() {
-        tell.out(&format!(
-            "\t-> Done, {} change(s) made.\n",
-            report.applied.len()
-        ));
+        tell.out(&format!("\t-> Done, {} change(s) made.\n", report.counted));
     }
     report
 }
