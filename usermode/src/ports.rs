@@ -8,10 +8,11 @@ use kshim::error::Result;
 type Port = (&'static str, fn() -> Result);
 
 /// The drivers. Names of what they offer are in `docs/ports.md`.
-const PORTS: [Port; 3] = [
+const PORTS: [Port; 4] = [
     (brd::PREFIX, brd::init),
     (null_blk::PREFIX, null_blk::init),
     (nbd::PREFIX, nbd::init),
+    (raid1::PREFIX, raid1::init),
 ];
 
 /// Makes the paths of all drivers known. More than once does nothing more.
