@@ -1,6 +1,21 @@
 //! SCST's iSCSI target driver on `scst-core`: login and discovery (the daemon half of the C code) and the full
 //! feature phase (its kernel half).
 #![forbid(unsafe_code)]
+// What a peer sends may not end a thread. Tests may.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss
+    )
+)]
 #![cfg_attr(
     test,
     allow(

@@ -47,6 +47,19 @@ pub mod kthread;
 #[cfg(not(loom))]
 pub mod mempool;
 #[cfg(not(loom))]
+// What a peer sends may not end a thread. Tests may.
+#[cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::arithmetic_side_effects
+    )
+)]
 pub mod net;
 #[cfg(not(loom))]
 pub mod ns;

@@ -68,7 +68,9 @@ impl RxBuf {
     /// How many bytes are unread.
     #[inline]
     pub fn len(&self) -> usize {
-        self.chunk.as_ref().map_or(0, |c| c.len() - self.read)
+        self.chunk
+            .as_ref()
+            .map_or(0, |c| c.len().saturating_sub(self.read))
     }
 
     /// Whether nothing is unread.
@@ -81,7 +83,7 @@ impl RxBuf {
     #[inline]
     pub fn consume(&mut self, n: usize) {
         debug_assert!(n <= self.len(), "consuming what was not received");
-        self.read += n.min(self.len());
+        self.read = self.read.saturating_add(n.min(self.len()));
     }
 
     /// Takes the first `n` unread bytes as a shared piece that outlives the buffer. `None`: fewer are there.
@@ -141,7 +143,8 @@ impl RxBuf {
             return Ok(());
         }
         // Unread bytes that fill nearly the whole chunk: what is spare must do, if there is any.
-        if c.spare_len() > 0 && c.len() - self.read > c.capacity().saturating_sub(low) {
+        if c.spare_len() > 0 && c.len().saturating_sub(self.read) > c.capacity().saturating_sub(low)
+        {
             return Ok(());
         }
         self.reserve(low)

@@ -48,14 +48,15 @@ pub(super) fn gather<'a>(
     let mut list = SendList::new();
     let mut skip = skip;
     for part in parts {
-        let len = part.len();
-        if skip >= len {
-            skip -= len;
+        if let Some(rest) = skip.checked_sub(part.len()) {
+            skip = rest;
             continue;
         }
         let room = match part {
             IoPart::Bytes(b) => list.push(b.get(skip..).unwrap_or_default()),
-            IoPart::Sg(sg, at, len) => list.push_sg(sg, at.saturating_add(skip), len - skip)?,
+            IoPart::Sg(sg, at, len) => {
+                list.push_sg(sg, at.saturating_add(skip), len.saturating_sub(skip))?
+            }
         };
         skip = 0;
         if !room {

@@ -148,10 +148,6 @@ impl Shared {
         result
     }
 
-    #[expect(
-        clippy::arithmetic_side_effects,
-        reason = "sums and differences of times saturate"
-    )]
     fn hand_out(&self, inbox: &WorkerQueue<Incoming>, stop: &Stop) {
         loop {
             let until = self.queues.lock().first_deadline();
