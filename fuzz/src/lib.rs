@@ -5,6 +5,7 @@
 //! | [`pdus()`] | a stream of PDUs for the parsers, with and without digests |
 //! | [`login()`] | the PDUs of a login and of a discovery session, for the state machine |
 //! | [`text`] | text of keys and values |
+//! | [`conf()`] | an scst.conf |
 //! | [`connection()`] | what an initiator sends to a server in this process, from its login on |
 //!
 //! `cargo test -p scst-fuzz` runs the entries on seeds ([`seeds`]), on `fuzz/corpus/`, and on mutations of both
@@ -12,12 +13,14 @@
 //! cargo-fuzz targets, guided by coverage (nightly toolchain).
 #![forbid(unsafe_code)]
 
+mod conf;
 mod connection;
 mod login;
 pub mod mutate;
 mod pdus;
 pub mod seeds;
 
+pub use conf::conf;
 pub use connection::{connection, panics, watch_panics};
 pub use login::{login, text};
 pub use pdus::pdus;
@@ -26,10 +29,11 @@ pub use pdus::pdus;
 pub type Entry = fn(&[u8]);
 
 /// The entries by name.
-pub const ENTRIES: [(&str, Entry); 4] = [
+pub const ENTRIES: [(&str, Entry); 5] = [
     ("pdus", pdus),
     ("login", login),
     ("text", text),
+    ("conf", conf),
     ("connection", connection),
 ];
 

@@ -33,6 +33,16 @@ fn tmf(tag: u32, function: u8, of: u32) -> Vec<u8> {
 
 const NONE: u32 = u32::MAX;
 
+/// Configuration files.
+const CONFS: [&str; 6] = [
+    include_str!("../../examples/alua.conf"),
+    include_str!("../../examples/chap-groups.conf"),
+    include_str!("../../examples/file.conf"),
+    include_str!("../../examples/portals.conf"),
+    include_str!("../../tests/sysfs/scst.conf"),
+    include_str!("../../tests/sysfs/scst-extra.conf"),
+];
+
 /// Requests of the full feature phase, one after the other.
 fn conversations() -> Vec<Vec<u8>> {
     let tur = command(1, 0x80, 0, &[0; 6], &[]);
@@ -178,6 +188,7 @@ pub fn seeds(entry: &str) -> Vec<Vec<u8>> {
                 .map(|(body, mode)| [&[mode], &body[..]].concat())
                 .collect()
         }
+        "conf" => CONFS.iter().map(|text| text.as_bytes().to_vec()).collect(),
         "login" => login_seeds(),
         "text" => login_seeds()
             .into_iter()

@@ -20,6 +20,11 @@ fn text_is_read_whatever_it_says() {
     replay("text", 20_000);
 }
 
+#[test]
+fn configuration_files_are_read_whatever_they_say() {
+    replay("conf", 20_000);
+}
+
 proptest! {
     #[test]
     fn random_bytes_do_no_harm(data in proptest::collection::vec(any::<u8>(), 0..600)) {

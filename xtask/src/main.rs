@@ -87,6 +87,7 @@ fn fuzz_a_minute() -> Result<()> {
         ("pdus", "5"),
         ("login", "10"),
         ("text", "5"),
+        ("conf", "5"),
         ("connection", "40"),
     ] {
         let argv = [

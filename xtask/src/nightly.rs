@@ -152,6 +152,7 @@ const PARTS: &[Part] = &[
     part("fuzz-pdus", 20, fuzz!("pdus"), &[]),
     part("fuzz-login", 20, fuzz!("login"), &[]),
     part("fuzz-text", 20, fuzz!("text"), &[]),
+    part("fuzz-conf", 20, fuzz!("conf"), &[]),
     part("fuzz-connection", 20, fuzz!("connection"), &[]),
     part(
         "conformance",

@@ -47,7 +47,16 @@ const MAY_DEPEND: [(&str, &[&str]); 14] = [
     ("initiator", &[]),
     ("compare", &[]),
     ("benches", &["kshim", "scst-core", "iscsi-scst"]),
-    ("fuzz", &["kshim", "scst-core", "iscsi-scst", "backstores"]),
+    (
+        "fuzz",
+        &[
+            "kshim",
+            "scst-core",
+            "iscsi-scst",
+            "backstores",
+            "scst-usermode",
+        ],
+    ),
     ("xtask", &[]),
 ];
 

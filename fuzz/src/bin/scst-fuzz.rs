@@ -20,7 +20,7 @@ fn main() -> ExitCode {
         .and_then(|name| ENTRIES.iter().find(|(n, _)| n == name));
     let (Some((name, run)), Some(second)) = (entry, args.get(1)) else {
         eprintln!(
-            "usage: scst-fuzz pdus|login|text|connection SECONDS [SEED]\n       scst-fuzz ENTRY FILE.."
+            "usage: scst-fuzz pdus|login|text|conf|connection SECONDS [SEED]\n       scst-fuzz ENTRY FILE.."
         );
         return ExitCode::FAILURE;
     };
