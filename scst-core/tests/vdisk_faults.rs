@@ -134,6 +134,10 @@ fn devices_without_a_volatile_cache_do_not_flush() {
         let a = rig.write(0, &hex(WRITE10), &[1; LEN]);
         assert_eq!((a.is_good(), a.threaded), (true, cache == "write_through"));
     }
+    let mut rig = Rig::new(&[(null_disk(&[]), false)]);
+    for cdb in [SYNC10, SYNC10_IMMED] {
+        assert!(rig.write(0, &hex(cdb), &[]).is_good(), "null {cdb}");
+    }
 }
 
 #[test]

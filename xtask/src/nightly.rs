@@ -147,7 +147,7 @@ const PARTS: &[Part] = &[
             "--test",
             "any_cdb",
         ],
-        &[("SCST_CDB_RUNS", "50000000")],
+        &[("SCST_CDB_RUNS", "20000000")],
     ),
     part("fuzz-pdus", 20, fuzz!("pdus"), &[]),
     part("fuzz-login", 20, fuzz!("login"), &[]),
