@@ -26,7 +26,7 @@ use scst_core::cmd::{Cmd, CmdHome, CmdRef, HomeId};
 use scst_core::mgmt::MgmtCmd;
 use scst_core::session::Session;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Timer: the login must be done, or a discovery session has said nothing.
@@ -99,6 +99,8 @@ pub(crate) struct ConnShared {
     id: HomeId,
     reactor: ReactorHandle,
     token: OnceLock<Token>,
+    /// Number of the reactor's thread.
+    pub(crate) tid: AtomicI32,
     inbox: SpinLock<Vec<ConnMsg>>,
     closing: AtomicBool,
     pub(crate) peer: SocketAddr,
@@ -124,6 +126,7 @@ impl ConnShared {
             id: HomeId(id),
             reactor,
             token: OnceLock::new(),
+            tid: AtomicI32::new(0),
             inbox: SpinLock::new(Vec::new()),
             closing: AtomicBool::new(false),
             peer,
@@ -251,6 +254,8 @@ impl Conn {
         };
         let token = cx.add(Some(fd), |_| Box::new(conn))?;
         let _ = shared.token.set(token);
+        let tid = kshim::kthread::current_id();
+        shared.tid.store(tid, Ordering::Relaxed);
         if !shared.inbox.lock().is_empty() {
             // Who sent that could not wake us yet.
             shared.reactor.wake(token);

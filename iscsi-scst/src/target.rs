@@ -17,6 +17,7 @@ use scst_core::tgt::Tgt;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// What to do when a session that stands in the way is gone.
 pub(crate) type Waiter = Box<dyn FnOnce(&Arc<Core>, Option<RetainedStates>) + Send>;
@@ -79,6 +80,8 @@ pub struct SessionInfo {
     pub peer: SocketAddr,
     /// The portal that it came by.
     pub portal: SocketAddr,
+    /// Number of the thread that serves it, with others.
+    pub tid: i32,
 }
 
 #[derive(Default)]
@@ -389,6 +392,7 @@ impl SessEntry {
             reinstating: self.successor.is_some(),
             peer: self.conn.peer,
             portal: self.conn.local,
+            tid: self.conn.tid.load(Ordering::Relaxed),
         }
     }
 

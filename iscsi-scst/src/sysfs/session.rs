@@ -73,6 +73,7 @@ pub(crate) fn show_session(
         o.ro("HeaderDigest", |i| digest(i.params.header_digest)),
         o.ro("DataDigest", |i| digest(i.params.data_digest)),
         o.ro("sid", |i| line(format_args!("{:x}", sid(i)), false)),
+        o.ro("thread_pid", |i| line(i.tid, false)),
         o.ro("reinstating", |i| line(u8::from(i.reinstating), false)),
     ])?;
     let info = target.session(sess.tgt_priv).ok_or(code::ENODEV)?;

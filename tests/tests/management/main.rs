@@ -4,7 +4,7 @@ mod aptpl;
 mod config;
 mod events;
 mod exec;
-mod scstadmin_same;
+mod scst_crate;
 mod scstadmin_suite;
 mod under_load;
 mod views;

@@ -87,13 +87,25 @@ fn one_round(tree: &Client, round: u64, file: &std::path::Path) {
     write(&luns, "add n1 1");
     write(&luns, "add f1 2 read_only=1");
     write(&luns, "replace f1 1");
+    write(&luns, "replace_no_ua n1 1");
     write(&format!("{groups}/mgmt"), "create g1");
     write(&format!("{groups}/g1/luns/mgmt"), "add n1 7");
     write(
         &format!("{groups}/g1/initiators/mgmt"),
         "add iqn.2026-01.org.example:nobody*",
     );
+    write(&format!("{groups}/mgmt"), "create g2");
+    write(
+        &format!("{groups}/g1/initiators/mgmt"),
+        "move iqn.2026-01.org.example:nobody* g2",
+    );
+    write(
+        &format!("{groups}/g1/initiators/mgmt"),
+        "add iqn.2026-01.org.example:no-one",
+    );
     write("devices/f1/block", "1");
+    write("devices/f1/block", "0");
+    write("devices/f1/block", &format!("11 round {round}"));
     write("devices/f1/block", "0");
     let size = (1 + round % 7) << 20;
     let grown = File::options()
@@ -104,6 +116,7 @@ fn one_round(tree: &Client, round: u64, file: &std::path::Path) {
     write("devices/f1/resync_size", "1");
     write(&format!("{groups}/g1/initiators/mgmt"), "clear");
     write(&format!("{groups}/mgmt"), "del g1");
+    write(&format!("{groups}/mgmt"), "del g2");
     write(&luns, "del 2");
     // The device goes with a LUN.
     write(fileio, "del_device f1");
