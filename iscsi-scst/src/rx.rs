@@ -9,7 +9,7 @@
 //!
 //! C source: `iscsi-scst/kernel/nthread.c` (`process_read_io`), `iscsi.c` (`cmnd_rx_start`, `cmnd_rx_end`)
 
-use crate::conn::{CloseReason, Conn, Phase};
+use crate::conn::{CloseReason, Conn, ConnShared, Phase};
 use crate::data_out::{Accepted, WaitKey};
 use crate::ffp::{Ffp, Handed};
 use crate::pdu::{BHS_LEN, Bhs, DIGEST_LEN, PduLayout, RejectReason, Request, opcode};
@@ -326,9 +326,11 @@ impl Conn {
                     .map_err(|_| CloseReason::NoMemory)?;
                 return Ok(false);
             }
+            trace_pdu(&self.shared, &bhs);
             self.begin_segment(&bhs, &layout);
             return Ok(true);
         }
+        trace_pdu(&self.shared, &bhs);
         self.whole_pdu(&bhs, &layout)?;
         Ok(true)
     }
@@ -488,4 +490,18 @@ fn data_digest_ok(data: &[u8], tail: &[u8], pad: usize) -> bool {
         return false;
     };
     crypto::crc32c_append(crypto::crc32c(data), padding).to_le_bytes() == digest
+}
+
+/// For `trace_level`.
+#[inline]
+fn trace_pdu(conn: &ConnShared, bhs: &Bhs) {
+    if kshim::print::traces() {
+        trace_pdu_slow(conn, bhs);
+    }
+}
+
+#[cold]
+fn trace_pdu_slow(conn: &ConnShared, bhs: &Bhs) {
+    let (peer, opcode, len) = (conn.peer, bhs.opcode(), bhs.data_len());
+    kshim::pr_trace!("{peer}: PDU {opcode:#04x}, {len} bytes of data");
 }

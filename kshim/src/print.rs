@@ -66,6 +66,14 @@ pub fn set_module_level(module: &'static str, level: Option<LevelFilter>) {
     }
 }
 
+/// Whether any module prints single commands.
+///
+/// Context: any; one load.
+#[inline]
+pub fn traces() -> bool {
+    log::max_level() >= LevelFilter::Trace
+}
+
 /// What was set for a log target by [`set_module_level`], if anything.
 ///
 /// Context: any.
@@ -189,6 +197,10 @@ macro_rules! pr_info { ($($arg:tt)+) => { $crate::print::__log::info!($($arg)+) 
 /// Prints a debug message.
 #[macro_export]
 macro_rules! pr_debug { ($($arg:tt)+) => { $crate::print::__log::debug!($($arg)+) }; }
+
+/// Prints what concerns a single command; [`traces`](crate::print::traces) says beforehand whether anybody may want it.
+#[macro_export]
+macro_rules! pr_trace { ($($arg:tt)+) => { $crate::print::__log::trace!($($arg)+) }; }
 
 #[doc(hidden)]
 #[macro_export]

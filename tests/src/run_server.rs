@@ -62,6 +62,8 @@ pub struct RunServer {
     pub ready_lines: Vec<String>,
     options: RunOptions,
     child: Option<Child>,
+    /// Reads what it writes to stderr.
+    log: Option<thread::JoinHandle<String>>,
     owned_dir: Option<tempfile::TempDir>,
 }
 
@@ -151,6 +153,7 @@ impl RunServer {
             ready_lines,
             options: options.clone(),
             child: Some(child),
+            log: Some(stderr),
             owned_dir: None,
         })
     }
@@ -213,6 +216,7 @@ impl RunServer {
         let dir = self.dir.clone();
         let mut new = Self::try_start_in(&dir, &self.options).unwrap_or_else(|e| panic!("{e}"));
         self.child = new.child.take();
+        self.log = new.log.take();
         self.ready_lines = std::mem::take(&mut new.ready_lines);
         // Its mount is ours now.
         new.options.sysfs = false;
@@ -238,6 +242,21 @@ impl RunServer {
             }
             thread::sleep(Duration::from_millis(10));
         }
+    }
+}
+
+impl RunServer {
+    /// Stops the server cleanly; what it wrote to stderr since it was started.
+    ///
+    /// # Panics
+    ///
+    /// If it does not stop in time, or not cleanly.
+    pub fn stop_and_log(&mut self) -> String {
+        let status = self.stop();
+        let log = self.log.take().expect("the log is asked for once");
+        let log = log.join().expect("a thread that reads");
+        assert!(status.success(), "{status}: {log}");
+        log
     }
 }
 

@@ -133,6 +133,9 @@ impl Cmd {
     /// CmdState::Finished.
     #[inline]
     pub(super) fn finish(mut self: Box<Self>, cx: &mut ExecCx<'_>) -> Next {
+        if kshim::print::traces() {
+            self.trace();
+        }
         self.free_space();
         if let Some(tgt_dev) = self.tgt_dev.take() {
             if let Some(ua) = self.marks.ua
@@ -160,6 +163,19 @@ impl Cmd {
             host.on_free_cmd(self);
         }
         Next::Stop
+    }
+
+    #[cold]
+    fn trace(&self) {
+        kshim::pr_trace!(
+            "Command finished: initiator {}, LUN {}, tag {:#x}, CDB {:02x?}, {} bytes, status {:?}",
+            self.sess.initiator_name(),
+            self.lun,
+            self.tag,
+            self.cdb(),
+            self.bufflen,
+            self.status
+        );
     }
 
     #[inline]

@@ -1,8 +1,8 @@
 //! `trace_level`: how much a part of the server logs, in SCST's words.
 //!
-//! SCST has a bit for each kind of message. Here messages have levels; setting any of the bits that are for following single
-//! commands or functions logs the modules concerned at level debug, `all` at level trace, and with the other bits they log as
-//! the server was started.
+//! SCST has a bit for each kind of message. Here messages have levels: with a bit for single commands (`scsi`, `buff`, `sg`,
+//! `data_send`, `data_received`, `scsi_serializing`; `pdu`, `d_write`, `iov` of iSCSI), or all bits, the modules concerned log at
+//! level trace, with another one that is not on from the start at level debug, and otherwise as the server was started.
 //!
 //! C source: `scst_trace_level_show`, `scst_write_trace` of `scst/src/scst_sysfs.c`
 
@@ -64,6 +64,19 @@ pub(super) const CORE_TABLE: TraceTable = &[
     (0x2000_0000, "data_send"),
     (0x0100_0000, "data_received"),
     (0x1_0000, "block"),
+];
+
+/// Kinds of messages that are about single commands.
+const SINGLE_COMMANDS: [&str; 9] = [
+    "scsi",
+    "buff",
+    "sg",
+    "data_send",
+    "data_received",
+    "scsi_serializing",
+    "pdu",
+    "d_write",
+    "iov",
 ];
 
 /// How much a part of the server logs.
@@ -168,7 +181,8 @@ impl TraceLog {
 
     /// What the bits are in the log's own terms; none is as the server was started.
     fn level(&self, flags: u64) -> Option<LevelFilter> {
-        if flags & ALL == ALL {
+        let single = |name: &&str| self.token(name).is_ok_and(|bit| flags & bit != 0);
+        if flags & ALL == ALL || SINGLE_COMMANDS.iter().any(single) {
             Some(LevelFilter::Trace)
         } else if flags & !self.default != 0 {
             Some(LevelFilter::Debug)
@@ -209,7 +223,10 @@ mod tests {
         let t = TraceLog::new("t", &[], CORE_TABLE, "", CORE_DEFAULT_FLAGS);
         assert_eq!(t.level(CORE_DEFAULT_FLAGS), None);
         assert_eq!(t.level(0), None);
-        assert_eq!(t.level(0x1000), Some(LevelFilter::Debug));
+        assert_eq!(t.level(0x1), Some(LevelFilter::Debug));
+        assert_eq!(t.level(0x8000), Some(LevelFilter::Debug));
+        assert_eq!(t.level(0x1000), Some(LevelFilter::Trace));
+        assert_eq!(t.level(0x2000_0000), Some(LevelFilter::Trace));
         assert_eq!(t.level(ALL), Some(LevelFilter::Trace));
     }
 }

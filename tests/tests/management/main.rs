@@ -6,6 +6,7 @@ mod events;
 mod exec;
 mod scst_crate;
 mod scstadmin_suite;
+mod trace;
 mod under_load;
 mod views;
 
