@@ -96,7 +96,7 @@ impl Stop {
 /// ```
 /// use kshim::kthread;
 ///
-/// let t = kthread::Builder::new("scst_mgmtd").nice(5).spawn(|stop| stop.wait())?;
+/// let t = kthread::Builder::new("mgmtd").nice(5).spawn(|stop| stop.wait())?;
 /// t.stop();
 /// # Ok::<(), kshim::error::Error>(())
 /// ```

@@ -9,6 +9,21 @@
 //!
 //! Every host call goes through [`sys`]; nothing else in the workspace names the standard library's threads,
 //! files, sockets or clocks.
+//!
+//! | subsystem | modules |
+//! |---|---|
+//! | errors, logging, assertions | [`error`], [`mod@print`], [`mod@bug`] |
+//! | locks, waiting, RCU, references | [`sync`], [`percpu`] |
+//! | threads, deferred work, interrupt context | [`kthread`], [`workqueue`], [`reactor`], [`cpu`] |
+//! | time and timers | [`time`] |
+//! | memory | [`page`], [`slab`], [`mempool`], [`scatterlist`] |
+//! | block devices | [`block`] |
+//! | files, sockets, the host | [`fs`], [`net`], [`host`] |
+//! | the management tree | [`kobject`], [`params`] |
+//! | numbers, checksums, fault injection | [`idr`], [`crypto`], [`fault_inject`] |
+//!
+//! `docs/kernel-api-map.md` says where each function of the kernel is, `docs/porting-a-driver.md` how to port a driver.
+#![deny(missing_docs)]
 #![cfg_attr(
     test,
     allow(

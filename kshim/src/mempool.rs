@@ -19,7 +19,7 @@ use crate::sync::{CondVar, OnceLock, SpinLock};
 /// use kshim::mempool::Mempool;
 /// use kshim::slab::{Gfp, KmemCache};
 ///
-/// static SENSE: KmemCache<[u8; 252]> = KmemCache::new("scst_sense", || [0; 252], |s| s.fill(0));
+/// static SENSE: KmemCache<[u8; 252]> = KmemCache::new("sense", || [0; 252], |s| s.fill(0));
 /// static SENSE_POOL: Mempool<[u8; 252]> = Mempool::new(&SENSE, 16);
 ///
 /// SENSE_POOL.init()?; // at start, where failing is still possible

@@ -1,6 +1,6 @@
 //! Name spaces: starting a program that sees a file system of its own.
 //!
-//! For `scstd exec`, step by step, while the process has one thread.
+//! For a program that is to see a tree where the kernel's is, step by step, while the process has one thread.
 //!
 //! C header: `include/linux/nsproxy.h`, `include/linux/mount.h`
 

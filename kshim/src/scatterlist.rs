@@ -446,7 +446,6 @@ impl SGTable {
     ///
     /// Context: any. Errors: as [`SGTable::copy_from_slice`].
     #[doc(alias = "sg_copy")]
-    #[doc(alias = "scst_copy_sg")]
     pub fn copy_from_sg(&mut self, at: usize, src: &SGTable, src_at: usize, len: usize) -> Result {
         check_range(at, len, self.len)?;
         let mut done = 0;

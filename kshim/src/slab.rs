@@ -66,7 +66,7 @@ pub struct SlabStats {
 /// struct Cmd { tag: u64, sense: Vec<u8> }
 ///
 /// static CMDS: KmemCache<Cmd> = KmemCache::new(
-///     "scst_cmd",
+///     "cmd",
 ///     || Cmd { tag: 0, sense: Vec::new() },
 ///     |cmd| {
 ///         cmd.tag = 0;

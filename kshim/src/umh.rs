@@ -1,6 +1,6 @@
 //! Helper programs: started, waited for with a limit, ended.
 //!
-//! The server itself starts none; its tools may (`scstd stpgd`).
+//! The server itself starts none; its tools may (one that runs scripts on events).
 //!
 //! C header: `include/linux/umh.h`
 

@@ -5,6 +5,7 @@
 //! `nightly` is the second test tier: the same tests with larger numbers.
 #![forbid(unsafe_code)]
 
+mod api_map;
 mod bench;
 mod codegen;
 mod conformance;
@@ -25,6 +26,7 @@ const USAGE: &str = "usage: cargo xtask <task>
   prepush          the same without the integration tests
   tidy [--bless]   house checks; --bless rewrites docs/unsafe.tsv from the tree
   licences         hold the licences and sources of all crates against deny.toml
+  api-map [--check] make (or compare) docs/kernel-api-map.md from the doc aliases of kshim
   codegen [--check] make (or compare) the Rust side of backstores/abi/tcmu-runner.h; needs bindgen
   nightly [--budget MINUTES] [PART..]
                    second test tier, with limits of time and a summary; default: all parts, which are
@@ -53,6 +55,8 @@ fn run(args: &[String]) -> Result<()> {
         ["licences"] => licences::check(),
         ["codegen"] => codegen::run(codegen::Mode::Write),
         ["codegen", "--check"] => codegen::run(codegen::Mode::Check),
+        ["api-map"] => api_map::run(api_map::Mode::Write),
+        ["api-map", "--check"] => api_map::run(api_map::Mode::Check),
         ["nightly", parts @ ..] => nightly::run(parts),
         ["man"] => man::run(None),
         ["man", dir] => man::run(Some(dir)),
@@ -114,6 +118,7 @@ fn prepush() -> Result<()> {
 fn house() -> Result<()> {
     sh::step("rustfmt", &["cargo", "fmt", "--all", "--check"], &[])?;
     tidy::check(tidy::Ledger::Check)?;
+    api_map::run(api_map::Mode::Check)?;
     licences::check()?;
     let clippy = [
         "cargo",

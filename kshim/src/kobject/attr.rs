@@ -11,7 +11,7 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, Completion, SpinLock, WaitQueue};
 use crate::time::Delta;
 
-/// How long a writer waits for its store. SCST's `scst_sysfs_queue_wait_work`.
+/// How long a writer waits for its store.
 pub const STORE_TIMEOUT: Delta = Delta::from_secs(15);
 
 /// The longest value that can be written, in bytes: a page, as in sysfs.
@@ -91,7 +91,7 @@ impl Attr {
     }
 
     /// The store runs at once on the writer's thread, and its result is not kept as the last one: for stores that only
-    /// set a value under a short lock, as SCST's that do not go to its worker.
+    /// set a value under a short lock, as many stores of drivers.
     #[must_use]
     pub fn direct(mut self) -> Attr {
         self.direct = true;

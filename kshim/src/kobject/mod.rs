@@ -8,7 +8,7 @@
 //! use kshim::kobject::{Attr, Inline, Kobject};
 //! use kshim::sync::Arc;
 //!
-//! let root = Kobject::root("scst_tgt", Arc::new(Inline));
+//! let root = Kobject::root("target", Arc::new(Inline));
 //! let devices = root.add("devices")?;
 //! let disk = devices.add("disk1")?;
 //! disk.add_attr(Attr::ro("blocksize", || Ok("512\n".to_owned())))?;
@@ -337,7 +337,6 @@ impl Kobject {
 
     /// An attribute that shows the result of the last store as a number, 0 or a negative errno, and fails with
     /// `EAGAIN` while a store waits or runs.
-    #[doc(alias = "scst_last_sysfs_mgmt_res_show")]
     pub fn last_result_attr(&self, name: &str) -> Attr {
         let shared = Arc::clone(&self.shared);
         Attr::ro(name, move || shared.last_result())

@@ -1,4 +1,4 @@
-//! A tree at a directory of this host: the kernel's own at `/sys/kernel/scst_tgt`, or one that a server mounted.
+//! A tree at a directory of this host: the kernel's own below `/sys`, or one that a server mounted.
 
 use std::path::{Path, PathBuf};
 
@@ -12,8 +12,8 @@ use crate::sys::linux::tree as sys;
 /// use kshim::kobject::mounted::Mounted;
 /// use kshim::kobject::tree::TreeOps;
 ///
-/// let tree = Mounted::at("/sys/kernel/scst_tgt".as_ref())?;
-/// print!("{}", String::from_utf8_lossy(&tree.read("version")?));
+/// let tree = Mounted::at("/sys/module".as_ref())?;
+/// print!("{}", String::from_utf8_lossy(&tree.read("kernel/version")?));
 /// # Ok::<(), kshim::error::Error>(())
 /// ```
 #[derive(Clone, Debug)]

@@ -15,8 +15,8 @@ use crate::error::{Result, code};
 ///
 /// let mut buf = PageBuf::alloc_zeroed(6000)?;
 /// assert_eq!(buf.len(), 6000);
-/// buf.as_mut_slice()[..4].copy_from_slice(b"scst");
-/// assert_eq!(&buf.as_slice()[..6], b"scst\0\0");
+/// buf.as_mut_slice()[..4].copy_from_slice(b"disk");
+/// assert_eq!(&buf.as_slice()[..6], b"disk\0\0");
 /// # Ok::<(), kshim::error::Error>(())
 /// ```
 #[doc(alias = "alloc_pages")]

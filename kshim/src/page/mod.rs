@@ -28,7 +28,7 @@ pub use lent::{LentMem, LentRange};
 pub use pool::{PagePool, PagePoolStats};
 pub use rx::{RxChunk, RxSlice};
 
-/// The page size that SCST's arithmetic uses, whatever the host's MMU has.
+/// The page size that ported arithmetic uses, whatever the host's MMU has.
 pub const PAGE_SIZE: usize = 4096;
 
 /// Rounds up to a multiple of [`PAGE_SIZE`]; `None` on overflow.

@@ -73,8 +73,8 @@ trait Sleeper {
 /// A queue of threads that sleep until a condition holds.
 ///
 /// Conditions are closures. They may run several times, on the waiting thread only, and must not sleep. Mirrors
-/// `wait_queue_head_t`; SCST's `scst_wait_event_interruptible_lock` is
-/// [`wait_event_interruptible_lock`](Self::wait_event_interruptible_lock).
+/// `wait_queue_head_t`; [`wait_event_interruptible_lock`](Self::wait_event_interruptible_lock) gives a lock of the
+/// caller's back while it sleeps.
 ///
 /// ```
 /// use kshim::sync::{Arc, WaitQueue, atomic::{AtomicBool, Ordering}};

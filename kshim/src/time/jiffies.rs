@@ -1,4 +1,4 @@
-//! Jiffies: the coarse ticks in which SCST counts its timeouts.
+//! Jiffies: the coarse ticks in which kernel code counts its timeouts.
 //!
 //! C header: `include/linux/jiffies.h`
 

@@ -241,7 +241,7 @@ impl Shared {
 /// ```
 /// use kshim::workqueue::{FnWork, Queue};
 ///
-/// let queue = Queue::alloc("scst_event_wq", 4)?;
+/// let queue = Queue::alloc("event_wq", 4)?;
 /// queue.enqueue(FnWork::new(|| println!("event"))).ok();
 /// queue.flush();
 /// queue.destroy();

@@ -78,7 +78,7 @@ impl Server {
             clients: SpinLock::new(Clients::default()),
         });
         let own = Arc::clone(&shared);
-        let acceptor = kthread::run("scst_ctl", move |stop| own.accept_all(stop))?;
+        let acceptor = kthread::run("kobj_ctl", move |stop| own.accept_all(stop))?;
         Ok(Server {
             shared,
             acceptor: Some(acceptor),
@@ -147,7 +147,7 @@ impl Shared {
 
     fn start_client(self: &Arc<Self>, id: u64, peer: &Arc<Peer>) -> Result {
         let (own, theirs) = (Arc::clone(self), Arc::clone(peer));
-        let thread = kthread::run("scst_ctl_client", move |_| {
+        let thread = kthread::run("kobj_ctl_client", move |_| {
             if let Err(e) = own.serve(&theirs)
                 && e != code::ENOTCONN
             {

@@ -1,4 +1,4 @@
-//! The view of a tree as a file system, by FUSE: what `/sys/kernel/scst_tgt` is in the kernel.
+//! The view of a tree as a file system, by FUSE: what sysfs is in the kernel.
 //!
 //! [`FuseView`] serves a device that is mounted already, by whomever; [`FuseMount`] mounts it as well. Attributes have the size
 //! of a page, as in sysfs, but are read whole, without the kernel's caches between: every read from offset 0 calls `show`. A
@@ -70,7 +70,7 @@ impl FuseView {
         };
         for _ in 0..THREADS {
             let view = Arc::clone(&this.view);
-            let thread = kthread::run("scst_fuse", move |_| view.run())?;
+            let thread = kthread::run("kobj_fuse", move |_| view.run())?;
             this.threads.push(thread);
         }
         Ok(this)

@@ -417,7 +417,7 @@ impl View {
             store();
             return Answer::Nothing;
         }
-        match kthread::run("scst_uid", move |_| store()) {
+        match kthread::run("kobj_store", move |_| store()) {
             Ok(thread) => {
                 thread.detach();
                 Answer::Nothing

@@ -5,7 +5,7 @@
 //! counter, after a grace period in which no thread can still be changing its slot, and drops the initial
 //! reference. When that counter reaches zero, the release function runs. [`PercpuRef::resurrect`] makes it live again.
 //!
-//! SCST's *suspend activity* is this: kill, wait for the confirmation (from then on `tryget_live` fails everywhere),
+//! To *suspend activity* is this: kill, wait for the confirmation (from then on `tryget_live` fails everywhere),
 //! [wait for zero](PercpuRef::wait_zero), reconfigure, resurrect.
 //!
 //! C header: `include/linux/percpu-refcount.h`

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-/// The page size of the host's MMU (not [`crate::page::PAGE_SIZE`], which is SCST's).
+/// The page size of the host's MMU (not [`crate::page::PAGE_SIZE`], which is what ported code counts with).
 pub(crate) fn host_page_size() -> usize {
     static SIZE: OnceLock<usize> = OnceLock::new();
     *SIZE.get_or_init(|| {
