@@ -493,7 +493,9 @@ fn bench(ceph: &Ceph) {
                 "--io-total",
                 &total,
             ];
-            let out = ceph.rbd(&[&args[..], &more[..]].concat());
+            // handler_rbd turns librbd's cache off.
+            let cache = ["--rbd-cache", "false"];
+            let out = ceph.rbd(&[&cache[..], &args[..], &more[..]].concat());
             let last = out.lines().find(|l| l.contains("elapsed")).unwrap_or(&out);
             println!("{round}: {kind}: ours {ours:.0}/s; rbd bench: {last}");
         }

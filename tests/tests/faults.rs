@@ -11,6 +11,7 @@ use kshim::kobject::tree::TreeOps as _;
 use scst_tests::faultfs::FaultFs;
 use scst_tests::run_server::{RunOptions, RunServer};
 use scst_tests::scsi;
+use scst_tests::server::io_uring_works;
 use scst_tests::session::tmf;
 use scst_tests::tools::{missing_in_ci, require, run};
 use scst_tests::{Command, OpenOptions, Reply, Server, ServerOptions, Session};
@@ -209,16 +210,32 @@ fn a_full_file_system() {
     assert!(server.stop().success());
 }
 
+/// The engines for file I/O that are here.
+fn engines() -> impl Iterator<Item = &'static str> {
+    let all = ["threads", "uring", "aio"];
+    all.into_iter()
+        .filter(|e| !Server::is_external() && (*e != "uring" || io_uring_works()))
+}
+
+/// Runs `test` with each engine, on a file of 1 MiB that fails on demand.
+fn with_each_engine(test: impl Fn(&ServerOptions, &FaultFs)) {
+    for engine in engines() {
+        println!("engine {engine}");
+        let dir = tempfile::tempdir().unwrap();
+        let Some((fault, options)) = plain(dir.path()) else {
+            return;
+        };
+        test(&options.arg("--engine").arg(engine), &fault);
+    }
+}
+
 #[test]
 fn io_errors_of_a_file() {
-    if Server::is_external() {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let Some((fault, options)) = plain(dir.path()) else {
-        return;
-    };
-    let server = Server::start_own(&options);
+    with_each_engine(io_errors);
+}
+
+fn io_errors(options: &ServerOptions, fault: &FaultFs) {
+    let server = Server::start_own(options);
     let (mut s, lun) = (server.session(1), server.lun(0));
     write_fua(&mut s, lun, 0, &[1; 8 * BLOCK]).good();
     for (errno, on_read, on_write) in [
@@ -282,14 +299,7 @@ fn lost_write_back(options: &ServerOptions, fault: &FaultFs) {
 
 #[test]
 fn a_failed_flush_is_not_forgotten() {
-    if Server::is_external() {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let Some((fault, options)) = plain(dir.path()) else {
-        return;
-    };
-    lost_write_back(&options, &fault);
+    with_each_engine(lost_write_back);
 }
 
 #[test]
@@ -335,14 +345,7 @@ fn durable_before_good(options: &ServerOptions, fault: &FaultFs) {
 
 #[test]
 fn durable_writes_reach_the_file_system_before_good() {
-    if Server::is_external() {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let Some((fault, options)) = plain(dir.path()) else {
-        return;
-    };
-    durable_before_good(&options, &fault);
+    with_each_engine(durable_before_good);
 }
 
 #[test]

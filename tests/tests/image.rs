@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use scst_tests::kills::{LUN_BYTES, outlive_kills};
+use scst_tests::server::io_uring_works;
 use scst_tests::tools::{env_number, require, require_qemu_img, run, sha256};
 use scst_tests::{Rng, Server, ServerOptions};
 
@@ -143,15 +144,36 @@ fn a_file_system_survives_the_way_through_a_ram_disk() {
     tools.check(&server.url(0), dir.path(), mib << 20, &sha256(&image));
 }
 
-#[test]
-fn acknowledged_durable_writes_outlive_kill9() {
+/// A file, with these arguments for the server.
+fn outlive_kills_with(args: &[&str]) {
     if Server::is_external() {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
+    // Not in memory, where O_DIRECT may not be had.
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("disk.img");
     fs::write(&path, vec![0; LUN_BYTES as usize]).unwrap();
-    outlive_kills(&ServerOptions::file(&path));
+    let options = ServerOptions::file(&path);
+    outlive_kills(&args.iter().fold(options, |o, a| o.arg(a)));
+}
+
+#[test]
+fn acknowledged_durable_writes_outlive_kill9() {
+    outlive_kills_with(&["--engine", "threads"]);
+}
+
+#[test]
+fn so_they_do_with_io_uring() {
+    if io_uring_works() {
+        outlive_kills_with(&["--engine", "uring"]);
+        outlive_kills_with(&["--engine", "uring", "--direct"]);
+    }
+}
+
+#[test]
+fn so_they_do_with_linux_aio() {
+    outlive_kills_with(&["--engine", "aio"]);
+    outlive_kills_with(&["--engine", "aio", "--direct"]);
 }
 
 #[test]
