@@ -92,12 +92,16 @@ impl Fake {
                     if own.refuse.load(Ordering::SeqCst) {
                         return;
                     }
+                    // The client must not learn of the end before the writes are forgotten: what it sends on its next
+                    // connection is not to be.
+                    let open = sock.try_clone();
                     // However it ends, it ends.
                     let _ = own.serve(sock);
                     let mut disk = own.disk.lock().unwrap();
                     if own.how.lock().unwrap().volatile {
                         disk.now = disk.durable.clone();
                     }
+                    drop(open);
                 });
             }
         });
