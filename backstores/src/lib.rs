@@ -4,6 +4,7 @@
 //! [`kshim::block::register_disk`], and the device handler opens it by path.
 //!
 //! - [`ram`]: RAM disks, `/dev/ram/NAME`, and files that are mapped into memory, `/dev/mmap/FILE`.
+//! - [`spdk`]: `/dev/spdk/BDEV`, which says that it is not there.
 //! - [`tcmur`]: what handler plug-ins of tcmu-runner have, `/dev/tcmur/SUBTYPE/CFGSTRING`.
 #![cfg_attr(
     test,
@@ -16,4 +17,5 @@
 
 mod options;
 pub mod ram;
+pub mod spdk;
 pub mod tcmur;

@@ -248,6 +248,29 @@ fn a_file_lun_conforms() {
     });
 }
 
+/// Without the page cache, beside the test's program: below /tmp there may be no O_DIRECT.
+#[test]
+fn a_file_lun_conforms_with_o_direct() {
+    let near = std::env::current_exe().unwrap();
+    let dir = tempfile::tempdir_in(near.parent().unwrap()).unwrap();
+    let path = dir.path().join("disk.img");
+    std::fs::File::create(&path).unwrap();
+    let direct = kshim::fs::OpenOptions::new().direct(true);
+    let open = kshim::fs::File::open(&path, &direct);
+    if !open.is_ok_and(|f| f.dio_align() <= 512) {
+        println!("NOT RUN: no O_DIRECT for blocks of 512 bytes here");
+        return;
+    }
+    conforms("direct", || {
+        let _ = std::fs::remove_file(&path);
+        Server::start(
+            &ServerOptions::file(&path)
+                .arg("--size=100M")
+                .arg("--direct"),
+        )
+    });
+}
+
 /// The tool takes CRC32C for headers where the target offers it; it has none for data (libiscsi has since 1.20), so that a
 /// proxy adds them.
 #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use backstores::ram::{self, MMAP_PREFIX};
+use backstores::spdk::{self, SPDK_PREFIX};
 use backstores::tcmur::{self, TCMUR_PREFIX};
 use iscsi_scst::accounts::Accounts;
 use kshim::error::code;
@@ -114,6 +115,7 @@ impl ServeConfig {
         }
         args.engine.apply()?;
         ram::init().context("RAM disks")?;
+        spdk::init().context("SPDK")?;
         tcmur::init(args.handler_dir.as_deref()).context("--handler-dir")?;
         ports::init().context("block drivers")?;
         let mut planner = Planner {
@@ -199,6 +201,12 @@ impl Planner {
         }
         if let Some(path) = argument.to_str().filter(|p| p.starts_with(TCMUR_PREFIX)) {
             return self.tcmur(n, path);
+        }
+        if argument
+            .to_str()
+            .is_some_and(|p| p.starts_with(SPDK_PREFIX))
+        {
+            bail!("{}", spdk::WITHOUT);
         }
         if let Some(path) = argument.to_str().filter(|p| ports::has(p)) {
             if let Some(first) = self.planned.insert(PathBuf::from(path), n) {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use backstores::{ram, tcmur};
+use backstores::{ram, spdk, tcmur};
 use kshim::host;
 use kshim::kobject::control;
 
@@ -41,6 +41,7 @@ impl Settings {
     pub(super) fn check(args: &RunArgs) -> Result<Self> {
         args.engine.apply()?;
         ram::init().context("RAM disks")?;
+        spdk::init().context("SPDK")?;
         tcmur::init(args.handler_dir.as_deref()).context("--handler-dir")?;
         ports::init().context("block drivers")?;
         let default_portals = args.portals.is_empty();
