@@ -145,6 +145,37 @@ fn scstd_events_prints_lines_until_the_server_ends() {
     assert!(lines.next().is_none());
 }
 
+#[test]
+fn scstadmin_follows_events_too() {
+    let mut server = RunServer::start(&RunOptions::default());
+    let tree = TreeClient::connect(&server.control()).unwrap();
+    let mut follower = Command::new(scst_tests::server::scstadmin())
+        .args(["-events", "REG_VIRT_DEV,TM_FN_RECEIVED", "-control"])
+        .arg(server.control())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    let reader = std::thread::spawn(move || lines.next().unwrap().unwrap());
+    // It does not say from when on it listens.
+    while !reader.is_finished() {
+        set(&tree, "handlers/vdisk_nullio/mgmt", "add_device n0");
+        set(&tree, "handlers/vdisk_nullio/mgmt", "del_device n0");
+    }
+    assert_eq!(reader.join().unwrap(), "REG_VIRT_DEV device=n0");
+    assert!(server.stop().success());
+    // With nobody to read its output any more it may fail at that.
+    follower.wait().unwrap();
+    let wrong = Command::new(scst_tests::server::scstadmin())
+        .args(["-events", "nonsense", "-control"])
+        .arg(server.control())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(wrong.stderr).unwrap();
+    assert_eq!(wrong.status.code(), Some(1), "{said}");
+    assert!(said.contains("no such event: nonsense"), "{said}");
+}
+
 /// A server with a device at LUN 0, in target port group 7 of a device group, which an initiator may change.
 fn alua_server(options: &RunOptions) -> (RunServer, TreeClient, Session) {
     let server = RunServer::start(options);
