@@ -51,7 +51,7 @@ pub fn cut_name(name: &str) -> &str {
     &name[..end]
 }
 
-/// Starts a thread.
+/// Starts a thread. It has the signals that ask a process to end blocked, whether its starter has or not.
 ///
 /// An affinity that the host refuses is an error of [`set_affinity`], which the caller of this function does not
 /// see: placement is an optimisation, a thread that runs elsewhere is still right.
@@ -67,6 +67,9 @@ pub fn spawn(opts: &ThreadOptions, f: impl FnOnce() + Send + 'static) -> io::Res
     std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(move || {
+            // They are the starting thread's to wait for: of a thread that takes one by default the process dies. A host that
+            // refuses refuses the process, too, which then says so.
+            let _ = super::signal::block_termination();
             if let Some(cpu) = cpu {
                 let _ = set_affinity(cpu);
             }
@@ -204,6 +207,21 @@ mod tests {
         assert_eq!(on, cpu);
         assert!(!handle.is_current());
         handle.join();
+    }
+
+    #[test]
+    fn a_thread_takes_no_signal_that_ends_the_process() {
+        let (tx, rx) = std::sync::mpsc::channel();
+        let handle = spawn(&ThreadOptions::default(), move || {
+            let _ = tx.send(std::fs::read_to_string("/proc/thread-self/status"));
+        });
+        let status = rx.recv().unwrap().unwrap();
+        handle.unwrap().join();
+        let line = status.lines().find_map(|l| l.strip_prefix("SigBlk:"));
+        let blocked = u64::from_str_radix(line.unwrap().trim(), 16).unwrap();
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+            assert_ne!(blocked & (1 << (signal - 1)), 0, "{signal}");
+        }
     }
 
     #[test]
