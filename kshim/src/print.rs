@@ -198,7 +198,7 @@ macro_rules! pr_info { ($($arg:tt)+) => { $crate::print::__log::info!($($arg)+) 
 #[macro_export]
 macro_rules! pr_debug { ($($arg:tt)+) => { $crate::print::__log::debug!($($arg)+) }; }
 
-/// Prints what concerns a single command; [`traces`](crate::print::traces) says beforehand whether anybody may want it.
+/// Prints what concerns a single command; [`traces`] says beforehand whether anybody may want it.
 #[macro_export]
 macro_rules! pr_trace { ($($arg:tt)+) => { $crate::print::__log::trace!($($arg)+) }; }
 
