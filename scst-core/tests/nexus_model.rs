@@ -45,6 +45,10 @@ struct Gate {
     kept: Mutex<Vec<Box<Cmd>>>,
 }
 
+fn name_of(cmd: &Cmd) -> (String, u64) {
+    (cmd.session().initiator_name().to_owned(), cmd.tag())
+}
+
 impl Gate {
     fn run(&self, cmd: Box<Cmd>) {
         match self.disk.exec(cmd, ExecContext::Thread) {
@@ -54,14 +58,15 @@ impl Gate {
         }
     }
 
-    fn tags(&self) -> Vec<u64> {
-        self.kept.lock().iter().map(|c| c.tag()).collect()
+    /// Of whom, and their tags.
+    fn tags(&self) -> Vec<(String, u64)> {
+        self.kept.lock().iter().map(|c| name_of(c)).collect()
     }
 
-    fn release(&self, tag: u64) {
+    fn release(&self, name: &(String, u64)) {
         let cmd = {
             let mut kept = self.kept.lock();
-            let at = kept.iter().position(|c| c.tag() == tag).expect("kept");
+            let at = kept.iter().position(|c| name_of(c) == *name).expect("kept");
             kept.remove(at)
         };
         self.run(cmd);
@@ -226,7 +231,9 @@ impl Play {
         });
         let handler: Arc<dyn DevHandler> = Arc::new(GateHandler(Arc::clone(&gate)));
         let rig = Rig::of(vec![("nexus".to_owned(), handler, false)]);
-        let sessions = NAMES[..inis].iter().map(|n| Some(rig.fresh_ini(n)));
+        let sessions = NAMES[..inis]
+            .iter()
+            .map(|n| Some(rig.fresh_ini(n).own_tags()));
         let sessions = sessions.collect();
         let mut model = Model::new(inis, tst);
         (0..inis).for_each(|n| model.login(n));
@@ -244,6 +251,11 @@ impl Play {
             log: Vec::new(),
             pr_weight,
         }
+    }
+
+    /// What the handler knows a task by.
+    fn name_of(&self, i: usize) -> (String, u64) {
+        (NAMES[self.model.tasks[i].ini].to_owned(), self.tags[i])
     }
 
     fn ini(&mut self, n: usize) -> &mut Ini {
@@ -441,7 +453,7 @@ impl Play {
         self.compare();
         self.inis[ini].take().expect("logged in").leave();
         let rig = self.rig.as_ref().expect("there");
-        self.inis[ini] = Some(rig.fresh_ini(NAMES[ini]));
+        self.inis[ini] = Some(rig.fresh_ini(NAMES[ini]).own_tags());
         self.model.login(ini);
     }
 
@@ -473,7 +485,8 @@ impl Play {
             });
             ended && p.gate.tags().len() == p.model.in_gate().len()
         });
-        let mut want: Vec<u64> = self.model.in_gate().iter().map(|i| self.tags[*i]).collect();
+        let kept = self.model.in_gate();
+        let mut want: Vec<_> = kept.into_iter().map(|i| self.name_of(i)).collect();
         let mut got = self.gate.tags();
         want.sort_unstable();
         got.sort_unstable();
@@ -504,7 +517,7 @@ impl Play {
                 let i = self.rng.pick(&kept);
                 self.log.push(format!("{i} is done"));
                 self.model.release(i);
-                self.gate.release(self.tags[i]);
+                self.gate.release(&self.name_of(i));
             }
             _ => self.command(ini),
         }
@@ -526,7 +539,7 @@ impl Play {
         while let Some(i) = self.model.in_gate().first().copied() {
             self.log.push(format!("{i} is done"));
             self.model.release(i);
-            self.gate.release(self.tags[i]);
+            self.gate.release(&self.name_of(i));
             self.compare();
             if self.model.has_aca() {
                 return self.finish();

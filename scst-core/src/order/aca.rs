@@ -52,7 +52,7 @@ pub struct AcaRequest {
     pub naca: bool,
     /// PERSISTENT RESERVE OUT with PREEMPT AND ABORT, which other nexuses may send under an ACA.
     pub preempt_and_abort: bool,
-    /// What the caller finds the command by; comes back as [`ClearedAca::abort`].
+    /// What the caller finds the command by, among those of its nexus; comes back as [`ClearedAca::abort`].
     pub cmd: u64,
 }
 
@@ -107,7 +107,7 @@ pub(super) struct Aca {
     /// The faulted nexus.
     #[doc(alias = "aca_tgt_dev")]
     nexus: NexusId,
-    /// The command with the ACA attribute under way.
+    /// The command with the ACA attribute under way, of this nexus.
     #[doc(alias = "aca_cmd")]
     cmd: Option<u64>,
     qerr: QErr,
@@ -186,6 +186,7 @@ impl<T> OrderData<T> {
         }
         let mut st = self.state.lock();
         if let Some(aca) = st.aca.as_mut()
+            && aca.nexus == req.nexus
             && aca.cmd == Some(req.cmd)
         {
             aca.cmd = None;

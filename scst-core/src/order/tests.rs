@@ -573,6 +573,40 @@ fn a_failing_aca_command_ends_the_aca_or_renews_it() {
     assert!(order.is_idle());
 }
 
+/// Initiators number their commands as they like, so those of several have the same tags.
+#[test]
+fn another_nexus_with_the_same_tag_is_another_command() {
+    let order = OrderData::new();
+    let req = |nexus, q, naca| AcaRequest {
+        nexus: NexusId(nexus),
+        queue_type: q,
+        naca,
+        preempt_and_abort: false,
+        cmd: 7,
+    };
+    let faulted = req(1, QueueType::Simple, true);
+    let _ = order.check_condition(simple(), &faulted, QErr::AllResume);
+    let mut aca = simple();
+    let lives_by_it = req(1, QueueType::Aca, false);
+    let go = order.aca_check(&mut aca.ticket, &lives_by_it, false);
+    assert_eq!(go, AcaVerdict::Go);
+    // Refused, and nothing else comes of it.
+    let mut other = simple();
+    let refused = req(2, QueueType::Aca, true);
+    let verdict = order.aca_check(&mut other.ticket, &refused, false);
+    assert_eq!(verdict, AcaVerdict::InvalidMessage);
+    let reported = order.check_condition(other, &refused, QErr::AllResume);
+    assert!(matches!(
+        reported,
+        CheckCondition::Report { cleared: None, .. }
+    ));
+    order.aca_cmd_done(&refused);
+    assert_eq!(order.aca_nexus(), Some(NexusId(1)));
+    assert!(order.clear_aca(Some(NexusId(2))).is_err());
+    let cleared = order.clear_aca(Some(NexusId(1))).expect("its own");
+    assert_eq!(cleared.abort, Some((NexusId(1), 7)));
+}
+
 #[test]
 fn policy_maps_attributes_as_scst_does() {
     use QueueType::{Aca, HeadOfQueue, Ordered, Simple, Untagged};

@@ -276,6 +276,12 @@ impl Ini {
         self.sess.initiator_name()
     }
 
+    /// From now on numbers its commands itself, as initiators do: another one's may have the same tags.
+    pub fn own_tags(mut self) -> Self {
+        self.tags = Arc::new(AtomicU64::new(1));
+        self
+    }
+
     pub fn hold(&mut self, hold: Hold) {
         self.host.hold = hold;
     }
