@@ -184,12 +184,21 @@ impl State {
         self.active(n).is_some() && regions.iter().all(|r| r.stale & bit(n) == 0)
     }
 
-    /// The leg to read from: in the order of how many reads it works on, then of how near its last one was.
+    /// The leg to read from: in the order of how many reads it works on, then of how near its last one was. When those that
+    /// surely have the data have failed, one in sync: it has all that was acknowledged, though perhaps not the version of an
+    /// unacknowledged write that others have, or a sector that it could not read before.
     #[doc(alias = "read_balance")]
     fn choose(&self, tried: u8, regions: &Range<usize>, pos: u64) -> Option<usize> {
-        (0..self.legs.len())
-            .filter(|&n| tried & bit(n) == 0 && self.is_fresh(n, regions))
-            .min_by_key(|&n| self.legs.get(n).map(|l| (l.pending, l.head.abs_diff(pos))))
+        let legs = || (0..self.legs.len()).filter(|&n| tried & bit(n) == 0);
+        let load = |n: &usize| {
+            let leg = self.legs.get(*n);
+            leg.map(|l| (l.pending, l.head.abs_diff(pos)))
+        };
+        let fresh = legs()
+            .filter(|&n| self.is_fresh(n, regions))
+            .min_by_key(load);
+        let in_sync = self.in_sync_mask();
+        fresh.or_else(|| legs().filter(|&n| in_sync & bit(n) != 0).min_by_key(load))
     }
 
     /// Regions that some leg lacks.
