@@ -101,7 +101,7 @@ fn nullio_gives_zeros_and_never_what_was_written() {
 fn cached_file_data_needs_no_thread_and_durable_data_does() {
     let dir = tempfile::tempdir().expect("scratch directory");
     scratch(dir.path(), SIZE);
-    let disk = file_disk(dir.path(), &[]).expect("device");
+    let disk = file_disk(dir.path(), &[("engine", "threads")]).expect("device");
     let mut rig = Rig::new(&[(disk, false)]);
     let a = rig.write(0, &hex(WRITE10), &[0xA5; LEN]);
     assert!(a.is_good() && !a.threaded);
@@ -125,7 +125,8 @@ fn devices_without_a_volatile_cache_do_not_flush() {
     let dir = tempfile::tempdir().expect("scratch directory");
     scratch(dir.path(), SIZE);
     for cache in ["nv_cache", "write_through"] {
-        let disk = file_disk(dir.path(), &[(cache, "1")]).expect("device");
+        let params = [(cache, "1"), ("engine", "threads")];
+        let disk = file_disk(dir.path(), &params).expect("device");
         let mut rig = Rig::new(&[(disk, false)]);
         for cdb in [SYNC10, SYNC10_IMMED] {
             let a = rig.write(0, &hex(cdb), &[]);

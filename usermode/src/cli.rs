@@ -218,7 +218,7 @@ pub(crate) struct ServeArgs {
 /// How files are read and written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum EngineArg {
-    /// What the environment variable KSHIM_ENGINE says, else the best that the kernel permits
+    /// What the environment variable KSHIM_ENGINE says, else threads
     #[default]
     Auto,
     /// io_uring, or fail

@@ -113,7 +113,7 @@ impl Engine {
     }
 
     /// Makes an engine that of all files opened from now on for which none is named; `None`: what the environment
-    /// variable `KSHIM_ENGINE` says, else the best that the host has.
+    /// variable `KSHIM_ENGINE` says, else threads.
     ///
     /// Context: may sleep. Errors: as [`Engine::choose`]; nothing is changed then.
     pub fn set_default(engine: Option<Engine>) -> Result {
