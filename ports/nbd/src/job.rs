@@ -42,8 +42,10 @@ pub(crate) struct Progress {
     pub(crate) left: usize,
     /// The first error of the stage.
     pub(crate) status: Result,
-    /// Connections that were lost when the data was written, for [`Stage::PostFlush`].
-    pub(crate) epoch: u64,
+    /// Connections that were lost when the first request of [`Stage::Work`] ended.
+    pub(crate) epoch: Option<u64>,
+    /// How often all was written again, as a connection was lost between data and flush.
+    pub(crate) repeats: u32,
     /// Writes that had ended when the flush was asked for.
     pub(crate) mark: u64,
 }
@@ -62,7 +64,8 @@ impl Job {
                 stage: Stage::Work,
                 left: 0,
                 status: Ok(()),
-                epoch: 0,
+                epoch: None,
+                repeats: 0,
                 mark: 0,
             }),
         })

@@ -15,6 +15,8 @@ use std::collections::VecDeque;
 pub(crate) const MAX_INFLIGHT: usize = 128;
 /// A request that was not answered in time so often is failed.
 const MAX_TIMEOUTS: u32 = 3;
+/// How often a write is made again that is to be durable, when connections are lost between its data and its flush.
+const MAX_REPEATS: u32 = 16;
 /// What one request may trim or zero.
 const MAX_RANGE: u32 = 1 << 30;
 
@@ -180,6 +182,9 @@ impl Shared {
             p.left = parts.len();
             p.status = Ok(());
             p.mark = st.writes;
+            if stage == Stage::Work {
+                p.epoch = None;
+            }
         }
         st.queue.extend(parts);
         self.changed.notify_all();
@@ -192,11 +197,16 @@ impl Shared {
             let mut p = job.progress.lock();
             p.status = p.status.and(status);
             p.left = p.left.saturating_sub(1);
+            if p.stage == Stage::Work {
+                p.epoch.get_or_insert(st.epoch);
+            }
             if p.left > 0 {
                 return;
             }
             (p.stage, p.status, p.epoch, p.mark)
         };
+        // The server that had some of the data is not the one that is there now.
+        let torn = epoch != Some(st.epoch);
         let mut end = |st: &mut State, status| {
             st.jobs = st.jobs.saturating_sub(1);
             ended.push((Arc::clone(job), status));
@@ -217,19 +227,39 @@ impl Shared {
             }
             (Stage::Work, op) if !op.is_write() => end(st, Ok(())),
             (Stage::Work, _) if !st.can(export::SEND_FLUSH) => end(st, Ok(())),
+            (Stage::Work, _) if durable && st.can(export::SEND_FUA) => end(st, Ok(())),
             (Stage::Work, _) if !durable => {
                 st.writes += 1;
+                if torn {
+                    self.writes_lost(st);
+                }
                 end(st, Ok(()));
             }
-            (Stage::Work, _) if st.can(export::SEND_FUA) => end(st, Ok(())),
-            (Stage::Work, _) => {
-                job.progress.lock().epoch = st.epoch;
-                self.start(st, job, Stage::PostFlush);
+            (Stage::Work, _) => self.start(st, job, Stage::PostFlush),
+            (Stage::PostFlush, _) if torn => {
+                let again = {
+                    let mut p = job.progress.lock();
+                    p.repeats += 1;
+                    p.repeats <= MAX_REPEATS
+                };
+                if again {
+                    self.start(st, job, Stage::Work);
+                } else {
+                    end(st, Err(EIO));
+                }
             }
-            // The server that had the data is not the one that has flushed.
-            (Stage::PostFlush, _) if epoch != st.epoch => self.start(st, job, Stage::Work),
             (Stage::PostFlush, _) => end(st, Ok(())),
         }
+    }
+
+    /// Has the next flush fail, which covers all writes up to now.
+    fn writes_lost(&self, st: &mut State) {
+        pr_warn!(
+            "nbd {}: writes that were not flushed may have gone with the connection; the next flush fails",
+            self.spec.server()
+        );
+        st.lost = true;
+        st.flushed = st.writes;
     }
 
     /// A connection is lost: what it had at the server goes back to the queue. Returns whether somebody was in it.
@@ -244,12 +274,7 @@ impl Shared {
         let back: Vec<Part> = conn.inflight.drain().map(|(_, part)| part).collect();
         st.epoch += 1;
         if st.writes > st.flushed {
-            pr_warn!(
-                "nbd {}: writes that were not flushed may have gone with the connection; the next flush fails",
-                self.spec.server()
-            );
-            st.lost = true;
-            st.flushed = st.writes;
+            self.writes_lost(&mut st);
         }
         st.requeued += back.len() as u64;
         for mut part in back.into_iter().rev() {

@@ -317,6 +317,28 @@ fn run(
     Ok(data)
 }
 
+/// The parts of a write that ended before a connection was lost are lost with it, and sent again.
+#[test]
+fn a_write_in_parts_survives_a_lost_connection() {
+    for drop_every in 2..9 {
+        let fake = Fake::start(Behaviour {
+            flags: FLAGS & !8,
+            volatile: true,
+            drop_every,
+            ..Behaviour::default()
+        });
+        let disk = open(&fake, "").unwrap();
+        let none = ReqFlags::empty();
+        run(&disk, BioOp::Write, 0, 7 * BLOCK, none, 0x55).unwrap();
+        run(&disk, BioOp::Write, 8192, 12288, none, 0xaa).unwrap();
+        if run(&disk, BioOp::Flush, 0, 0, none, 0).is_ok() {
+            let disk = fake.disk.lock().unwrap();
+            assert!(disk.durable[..7 * BLOCK].iter().all(|b| *b == 0x55));
+            assert!(disk.durable[8192..8192 + 12288].iter().all(|b| *b == 0xaa));
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Op {
     Read(usize, usize),
