@@ -64,6 +64,8 @@ impl Kit {
     pub fn from_env() -> Option<Self> {
         let dir = PathBuf::from(std::env::var_os("SCST_GUEST")?);
         assert!(dir.join("ready").exists(), "{dir:?}: run tools/guest first");
+        // What ldd prints of it is told from other words by its first character.
+        let dir = dir.canonicalize().expect("a folder");
         let unpacked = dir.join("qemu/usr/bin/qemu-system-x86_64");
         let (qemu, unpacked) = match find("qemu-system-x86_64") {
             Some(installed) => (installed, None),
