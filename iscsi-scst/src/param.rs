@@ -10,14 +10,6 @@
 //!
 //! C source: `iscsi-scst/usr/param.c`, `iscsi-scst/usr/iscsid.c` (`text_scan_login`, `text_check_params`),
 //! `iscsi-scst/kernel/param.c`.
-#![deny(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::arithmetic_side_effects,
-    clippy::cast_possible_truncation
-)]
 
 use crate::pdu::Digests;
 use crate::text::{NOT_UNDERSTOOD, REJECT};
@@ -427,14 +419,6 @@ pub const TARGET_KEYS: [TargetKeyInfo; 5] = [
 ];
 
 #[cfg(test)]
-#[allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::arithmetic_side_effects,
-    clippy::cast_possible_truncation,
-    reason = "tests may fail loudly"
-)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -7,14 +7,6 @@
 //! Key types: [`CmdSn`], [`StatSn`], [`DataSn`], [`R2tSn`]. Any context; nothing here blocks or allocates.
 //!
 //! C source: `iscsi-scst/kernel/iscsi.h` (`before`, `after`).
-#![deny(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::arithmetic_side_effects,
-    clippy::cast_possible_truncation
-)]
 
 use zerocopy::big_endian::U32;
 
@@ -138,14 +130,6 @@ serial_number! {
 }
 
 #[cfg(test)]
-#[allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::arithmetic_side_effects,
-    clippy::cast_possible_truncation,
-    reason = "tests may fail loudly"
-)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -17,14 +17,6 @@
 //! ```
 //!
 //! C source: `iscsi-scst/usr/iscsid.c` (`next_key`, `text_key_find`, `text_key_add`).
-#![deny(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::arithmetic_side_effects,
-    clippy::cast_possible_truncation
-)]
 
 /// Longest key name (RFC 7143 6.1).
 pub const MAX_KEY_LEN: usize = 63;
@@ -227,14 +219,6 @@ impl TextBuf {
 }
 
 #[cfg(test)]
-#[allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::arithmetic_side_effects,
-    clippy::cast_possible_truncation,
-    reason = "tests may fail loudly"
-)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::server::scstd;
+use crate::tools::end_of;
 
 /// How long a start, a clean stop or a program may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -230,18 +231,9 @@ impl RunServer {
     pub fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
         let mut child = self.child.take().expect("a running server");
-        let deadline = Instant::now() + LIMIT;
-        loop {
-            if let Some(status) = child.try_wait().expect("waiting for a child") {
-                return status;
-            }
-            if Instant::now() > deadline {
-                let _ = child.kill();
-                let _ = child.wait();
-                panic!("the server did not stop within {LIMIT:?}");
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
+        let (status, killed) = end_of(&mut child, LIMIT);
+        assert!(!killed, "the server did not stop within {LIMIT:?}");
+        status
     }
 }
 

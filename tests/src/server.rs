@@ -17,6 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::procfs::{self, Usage};
 use crate::session::{LoginError, OpenOptions, Session};
+use crate::tools::end_of;
 
 /// Name of the target in the tests.
 pub const IQN: &str = "iqn.2026-01.org.example:scst";
@@ -331,21 +332,13 @@ impl Server {
     /// If it does not in time.
     pub fn wait_end(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("a server of our own");
-        let deadline = Instant::now() + START_LIMIT;
-        loop {
-            if let Some(status) = child.try_wait().expect("waiting for a child") {
-                return status;
-            }
-            if Instant::now() > deadline {
-                let _ = child.kill();
-                let _ = child.wait();
-                panic!(
-                    "the server did not stop within {START_LIMIT:?}; stderr: {}",
-                    self.stderr()
-                );
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
+        let (status, killed) = end_of(&mut child, START_LIMIT);
+        assert!(
+            !killed,
+            "the server did not stop within {START_LIMIT:?}; stderr: {}",
+            self.stderr()
+        );
+        status
     }
 }
 

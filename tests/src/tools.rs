@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -49,20 +49,7 @@ pub fn run_command(command: &mut Command, limit: Duration) -> Output {
         .unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
     let stdout = collect(child.stdout.take().expect("stdout is a pipe"));
     let stderr = collect(child.stderr.take().expect("stderr is a pipe"));
-    let deadline = Instant::now() + limit;
-    let mut timed_out = false;
-    let status = loop {
-        if let Some(status) = child.try_wait().expect("waiting for a child") {
-            break status;
-        }
-        if Instant::now() > deadline {
-            timed_out = true;
-            // It may have ended by itself just now.
-            let _ = child.kill();
-            break child.wait().expect("waiting for a killed child");
-        }
-        thread::sleep(Duration::from_millis(5));
-    };
+    let (status, timed_out) = end_of(&mut child, limit);
     let text = |t: thread::JoinHandle<Vec<u8>>| {
         String::from_utf8_lossy(&t.join().expect("pipe reader")).into_owned()
     };
@@ -71,6 +58,22 @@ pub fn run_command(command: &mut Command, limit: Duration) -> Output {
         timed_out,
         stdout: text(stdout),
         stderr: text(stderr),
+    }
+}
+
+/// Waits for the end of a child, kills it when that takes longer than `limit`, and tells whether it was.
+pub(crate) fn end_of(child: &mut Child, limit: Duration) -> (ExitStatus, bool) {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(status) = child.try_wait().expect("waiting for a child") {
+            return (status, false);
+        }
+        if Instant::now() > deadline {
+            // It may have ended by itself just now.
+            let _ = child.kill();
+            return (child.wait().expect("waiting for a killed child"), true);
+        }
+        thread::sleep(Duration::from_millis(5));
     }
 }
 

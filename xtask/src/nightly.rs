@@ -47,6 +47,13 @@ macro_rules! integration {
     };
 }
 
+/// Tests of a crate in release mode.
+macro_rules! tests {
+    ($package:literal $(, $arg:literal)*) => {
+        &["cargo", "test", "--release", "-p", $package $(, $arg)*]
+    };
+}
+
 /// Fifteen minutes of one fuzz entry.
 macro_rules! fuzz {
     ($entry:literal) => {
@@ -104,49 +111,25 @@ const PARTS: &[Part] = &[
     part(
         "wire",
         30,
-        &["cargo", "test", "--release", "-p", "iscsi-scst"],
+        tests!("iscsi-scst"),
         &[("SCST_WIRE_ROUNDS", "20")],
     ),
     part(
         "alua",
         20,
-        &[
-            "cargo",
-            "test",
-            "--release",
-            "-p",
-            "scst-core",
-            "--test",
-            "alua",
-        ],
+        tests!("scst-core", "--test", "alua"),
         &[("SCST_ALUA_CASES", "5000")],
     ),
     part(
         "nexus",
         30,
-        &[
-            "cargo",
-            "test",
-            "--release",
-            "-p",
-            "scst-core",
-            "--test",
-            "nexus_model",
-        ],
+        tests!("scst-core", "--test", "nexus_model"),
         &[("SCST_NEXUS_CASES", "200000")],
     ),
     part(
         "cdb",
         30,
-        &[
-            "cargo",
-            "test",
-            "--release",
-            "-p",
-            "scst-core",
-            "--test",
-            "any_cdb",
-        ],
+        tests!("scst-core", "--test", "any_cdb"),
         &[("SCST_CDB_RUNS", "20000000")],
     ),
     part("fuzz-pdus", 20, fuzz!("pdus"), &[]),
@@ -176,7 +159,7 @@ const PARTS: &[Part] = &[
     part(
         "loom",
         60,
-        &["cargo", "test", "--release", "-p", "kshim", "--lib", "loom"],
+        tests!("kshim", "--lib", "loom"),
         &[
             ("RUSTFLAGS", "--cfg loom"),
             ("LOOM_MAX_PREEMPTIONS", "4"),

@@ -14,6 +14,15 @@ const LINES_WARN: usize = 1000;
 const LINES_FAIL: usize = 1300;
 /// Where the number of `unsafe` of each file is kept.
 const LEDGER: &str = "docs/unsafe.tsv";
+/// What no code may be left with, and why. In pieces, so that no search for these finds them here.
+const NOT_LEFT: [(&str, &str); 3] = [
+    (concat!("todo", "!("), "panics in the caller's face"),
+    (
+        concat!("unimplemented", "!("),
+        "panics in the caller's face",
+    ),
+    (concat!("#[", "ignore]"), "without a reason"),
+];
 /// Crate roots that must forbid unsafe code.
 const FORBID_UNSAFE: [&str; 14] = [
     "ports/raid1/src/lib.rs",
@@ -134,13 +143,10 @@ fn rust_file(
     let code = lex::code_only(text);
     for (n, line) in code.lines().enumerate() {
         let at = format!("{path}:{}", n + 1);
-        if line.contains("todo!(") || line.contains("unimplemented!(") {
-            found.push(format!(
-                "{at}: todo!/unimplemented! panics in the caller's face"
-            ));
-        }
-        if line.contains("#[ignore]") {
-            found.push(format!("{at}: #[ignore] without a reason"));
+        for (what, why) in NOT_LEFT {
+            if line.contains(what) {
+                found.push(format!("{at}: {what}: {why}"));
+            }
         }
         if line.contains("#[allow(") && !path.starts_with("kshim/src/sys/") {
             let attr: String = code.lines().skip(n).take(8).collect::<Vec<_>>().join(" ");

@@ -277,14 +277,6 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 );
 
 #[cfg(test)]
-#[allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::arithmetic_side_effects,
-    clippy::cast_possible_truncation,
-    reason = "tests may fail loudly"
-)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

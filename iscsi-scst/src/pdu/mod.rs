@@ -21,14 +21,6 @@
 //! or truncates.
 //!
 //! C source: `iscsi-scst/kernel/iscsi_hdr.h`, `iscsi-scst/usr/iscsi_hdr.h`.
-#![deny(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::arithmetic_side_effects,
-    clippy::cast_possible_truncation
-)]
 
 pub mod ahs;
 pub mod hdr;
@@ -467,12 +459,4 @@ pub(crate) fn data_len_to_wire(len: u32) -> [u8; 3] {
 }
 
 #[cfg(test)]
-#[allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::arithmetic_side_effects,
-    clippy::cast_possible_truncation,
-    reason = "tests may fail loudly"
-)]
 mod tests;
