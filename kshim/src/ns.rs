@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::kobject::fuse::MountName;
 use crate::sys::linux::exec as sys;
 
 /// Leaves the mounts of the caller behind: what is mounted from now on is seen by this process and its children only. Who
@@ -30,11 +31,13 @@ pub fn make_room(dir: &Path, except: &[&str]) -> Result {
     sys::make_room(dir, except)
 }
 
-/// Makes a directory and mounts a FUSE device there, which somebody has to serve.
+/// Makes a directory and mounts a FUSE device there, which somebody has to serve. `name` is what it is called in
+/// `/proc/mounts`.
 ///
-/// Context: after [`own_mounts`]. Errors: `ENODEV` (no FUSE here), `EACCES` (`/dev/fuse` may not be opened), `EPERM`.
-pub fn mount_fuse(dir: &Path) -> Result<OwnedFd> {
-    sys::mount_fuse(dir)
+/// Context: after [`own_mounts`]. Errors: `ENODEV` (no FUSE here), `EACCES` (`/dev/fuse` may not be opened), `EPERM`,
+/// `EINVAL` (a name that a mount cannot have).
+pub fn mount_fuse(dir: &Path, name: MountName<'_>) -> Result<OwnedFd> {
+    sys::mount_fuse(dir, name)
 }
 
 /// Writes a new file that can be executed.

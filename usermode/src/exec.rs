@@ -12,11 +12,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
 use kshim::error::{Error, code};
-use kshim::kobject::control::{self, Client};
+use kshim::kobject::control::Client;
 use kshim::{fs, host, ns};
 
 use scst_usermode::events;
 
+use crate::MOUNT_NAME;
 use crate::cli::ExecArgs;
 
 /// Where SCST's tree belongs.
@@ -37,7 +38,10 @@ const SHIMS: [(&str, &str); 3] = [("modprobe", QUIET), ("rmmod", QUIET), ("lsmod
 ///
 /// Why it cannot.
 pub(crate) fn run(args: &ExecArgs) -> Result<()> {
-    let control = args.control.clone().unwrap_or_else(control::default_path);
+    let control = args
+        .control
+        .clone()
+        .unwrap_or_else(scst_usermode::control_path);
     let client = Client::connect(&control).map_err(|e| events::no_server(&control, e))?;
     let control = fs::canonicalize(&control)?;
     ns::own_mounts().map_err(no_namespace)?;
@@ -45,7 +49,7 @@ pub(crate) fn run(args: &ExecArgs) -> Result<()> {
     // Of the kernel's own SCST, or of an `exec` around this one.
     let old = [TREE_NAME, SHIM_DIR];
     ns::make_room(dir, &old).with_context(|| format!("{SYS_KERNEL}: cannot be mounted over"))?;
-    let device = ns::mount_fuse(&dir.join(TREE_NAME)).map_err(no_fuse)?;
+    let device = ns::mount_fuse(&dir.join(TREE_NAME), MOUNT_NAME).map_err(no_fuse)?;
     let served = client.serve_fuse(device.as_fd());
     served.context("the server cannot serve one more file system")?;
     drop((device, client));

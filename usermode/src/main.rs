@@ -27,8 +27,14 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use kshim::kobject::fuse::MountName;
 use scst_usermode::events;
 
+/// What our file systems are called in `/proc/mounts`.
+const MOUNT_NAME: MountName<'static> = MountName {
+    source: "scst_tgt",
+    subtype: "scst",
+};
 /// Exit code for a command line that cannot be understood.
 const EXIT_USAGE: u8 = 2;
 
@@ -57,7 +63,7 @@ fn main() -> ExitCode {
 fn follow(args: &cli::EventsArgs) -> anyhow::Result<()> {
     let filters = events::filters(&args.names)?;
     let control = args.control.clone();
-    let control = control.unwrap_or_else(kshim::kobject::control::default_path);
+    let control = control.unwrap_or_else(scst_usermode::control_path);
     let ready = || log::debug!("{}: following", control.display());
     events::follow_events(&control, &filters, &mut std::io::stdout(), ready)
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use kshim::error::{Error, code};
-use kshim::kobject::control::{Client, default_path};
+use kshim::kobject::control::Client;
 use kshim::kobject::mounted::Mounted;
 use kshim::kobject::tree::TreeOps;
 use scst_usermode::admin::{self, CommandLine, Streams};
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
 
 /// Tells what happens until the server ends; the exit code.
 fn follow(line: &CommandLine, streams: &mut Streams<'_>) -> i32 {
-    let control = line.control().unwrap_or_else(default_path);
+    let control = line.control().unwrap_or_else(scst_usermode::control_path);
     let followed = events::filters(&line.events().unwrap_or_default())
         .and_then(|filters| events::follow_events(&control, &filters, streams.out, || ()));
     match followed {
@@ -63,7 +63,7 @@ fn connect(line: &CommandLine) -> Result<Box<dyn TreeOps>, String> {
         let tree = Mounted::at(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
         return Ok(Box::new(tree));
     }
-    let path = line.control().unwrap_or_else(default_path);
+    let path = line.control().unwrap_or_else(scst_usermode::control_path);
     match Client::connect(&path) {
         Ok(client) => Ok(Box::new(client)),
         Err(code::ENOENT | code::ECONNREFUSED) if line.control().is_none() => {

@@ -11,7 +11,6 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use kshim::error::code;
-use kshim::kobject::control;
 use kshim::time::Delta;
 use kshim::umh::{self, End, Helper};
 use kshim::{fs, host};
@@ -36,7 +35,10 @@ const END_LIMIT: Delta = Delta::from_secs(1);
 /// Why it cannot.
 pub(crate) fn run(args: &StpgdArgs) -> Result<()> {
     let program = check_program(&args.path)?;
-    let control = args.control.clone().unwrap_or_else(control::default_path);
+    let control = args
+        .control
+        .clone()
+        .unwrap_or_else(scst_usermode::control_path);
     let mut client = events::connect(&control, &[Filter::code(STPG_USER_INVOKE)])?;
     let invoker = Invoker {
         program,

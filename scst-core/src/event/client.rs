@@ -13,10 +13,9 @@ const ANSWER_TAG: u16 = u16::MAX;
 /// A listener behind a control socket.
 ///
 /// ```no_run
-/// use kshim::kobject::control::default_path;
 /// use scst_core::event::{Client, Filter, Heard, Kind};
 ///
-/// let mut client = Client::connect(&default_path())?;
+/// let mut client = Client::connect("/run/scst/control.sock".as_ref())?;
 /// client.allow(&Filter::look_on())?;
 /// while let Heard::Event(told) = client.wait_next()? {
 ///     println!("{:?}", Kind::decode(told.event.code, &told.event.payload));

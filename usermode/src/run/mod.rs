@@ -31,7 +31,7 @@ use scst_core::scst_local::LocalDriver;
 use scst_core::sysfs::ScstTree;
 
 use crate::cli::RunArgs;
-use crate::{logger, server, signals};
+use crate::{MOUNT_NAME, logger, server, signals};
 use settings::Settings;
 
 /// File systems of `scstd exec` that are served at the same time.
@@ -194,11 +194,11 @@ impl Running {
         let control = ControlServer::start(&settings.control, Tree::new(root), on_fuse, events);
         self.control = Some(control.map_err(|e| control_error(settings, e))?);
         if let Some(dir) = &settings.sysfs {
-            let mount = FuseMount::mount(root, dir);
+            let mount = FuseMount::mount(root, dir, MOUNT_NAME);
             self.mount = Some(mount.with_context(|| format!("--sysfs {}", dir.display()))?);
         }
         if let Some(dir) = &settings.block_sysfs {
-            let mount = FuseMount::mount(block::class(), dir);
+            let mount = FuseMount::mount(block::class(), dir, MOUNT_NAME);
             let what = || format!("--block-sysfs {}", dir.display());
             self.block_mount = Some(mount.with_context(what)?);
         }

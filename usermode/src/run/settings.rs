@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use backstores::{ram, spdk, tcmur};
 use kshim::host;
-use kshim::kobject::control;
 
 use super::config::ConfigFile;
 use crate::cli::{Poller, RunArgs};
@@ -54,7 +53,10 @@ impl Settings {
             portals,
             default_portals,
             config: ConfigFile::of(args),
-            control: args.control.clone().unwrap_or_else(control::default_path),
+            control: args
+                .control
+                .clone()
+                .unwrap_or_else(scst_usermode::control_path),
             sysfs: args.sysfs.clone(),
             block_sysfs: args.block_sysfs.clone(),
             state_dir: args.state_dir.clone().unwrap_or_else(default_state_dir),

@@ -15,7 +15,7 @@ use crate::sync::Mutex;
 /// use kshim::kobject::control::{Client, default_path};
 /// use kshim::kobject::tree::TreeOps;
 ///
-/// let client = Client::connect(&default_path())?;
+/// let client = Client::connect(&default_path("MY_CONTROL", "my-server"))?;
 /// print!("{}", String::from_utf8_lossy(&client.read("version")?));
 /// # Ok::<(), kshim::error::Error>(())
 /// ```

@@ -23,13 +23,19 @@ pub use extension::{
 pub use server::{MAX_CLIENTS, Server};
 pub use wire::VERSION;
 
-/// Where a server listens and a client looks if nothing else is said: `$SCST_CONTROL`, else `scst/control.sock` below
-/// `$XDG_RUNTIME_DIR`, else below `/run`.
-pub fn default_path() -> PathBuf {
+/// Where a server listens and a client looks if nothing else is said: what the environment variable `variable` says, else
+/// `control.sock` in the directory `program` of `$XDG_RUNTIME_DIR`, else of `/run`.
+///
+/// ```
+/// use kshim::kobject::control::default_path;
+///
+/// assert!(default_path("MY_CONTROL", "my-server").ends_with("my-server/control.sock"));
+/// ```
+pub fn default_path(variable: &str, program: &str) -> PathBuf {
     let var = |name| crate::host::env(name).filter(|v| !v.is_empty());
-    if let Some(path) = var("SCST_CONTROL") {
+    if let Some(path) = var(variable) {
         return PathBuf::from(path);
     }
     let run = var("XDG_RUNTIME_DIR").unwrap_or_else(|| "/run".to_owned());
-    PathBuf::from(run).join("scst/control.sock")
+    PathBuf::from(run).join(program).join("control.sock")
 }

@@ -91,7 +91,7 @@ fn too_many_clients_are_refused() {
 fn strangers_are_turned_away() {
     let s = setup();
     let stream = LocalStream::connect(s.server.path()).unwrap();
-    stream.send(b"SCSTCTL\x09", None).unwrap();
+    stream.send(b"KOBJCTL\x09", None).unwrap();
     let mut welcome = [0; wire::WELCOME_LEN];
     stream.recv_exact(&mut welcome).unwrap();
     assert_eq!(wire::check_welcome(welcome), Err(code::EPROTO));

@@ -7,7 +7,7 @@ use crate::kobject::tree::{Entry, EntryKind};
 pub const VERSION: u8 = 1;
 
 /// Begins both greetings.
-const MAGIC: [u8; 7] = *b"SCSTCTL";
+const MAGIC: [u8; 7] = *b"KOBJCTL";
 
 /// Length of the client's greeting: magic and version.
 pub(super) const HELLO_LEN: usize = 8;

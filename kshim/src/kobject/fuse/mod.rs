@@ -49,6 +49,25 @@ impl Owner {
     }
 }
 
+/// What a mounted tree is called in `/proc/mounts`: `SOURCE DIR fuse.SUBTYPE`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MountName<'a> {
+    /// What is mounted.
+    pub source: &'a str,
+    /// The kind of file system, behind `fuse.`.
+    pub subtype: &'a str,
+}
+
+impl MountName<'_> {
+    /// Letters, digits, `_`, `-` and `.` only: the names go into lists of options.
+    pub(crate) fn is_valid(&self) -> bool {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        [self.source, self.subtype]
+            .iter()
+            .all(|s| !s.is_empty() && s.chars().all(plain))
+    }
+}
+
 /// A tree that is served on a mounted FUSE device. Dropping it closes the device: what is open then answers `ENOTCONN`.
 #[derive(Debug)]
 pub struct FuseView {

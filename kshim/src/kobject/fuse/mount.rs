@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{FuseView, Owner};
+use super::{FuseView, MountName, Owner};
 use crate::error::{Result, code};
 use crate::kobject::Kobject;
 use crate::sync::Arc;
@@ -22,8 +22,8 @@ impl FuseMount {
     /// look.
     ///
     /// Context: may sleep. Errors: `ENOENT`, `ENOTDIR`, `EBUSY` (something is mounted there), `ENODEV` (no FUSE here), `EPERM`,
-    /// as [`FuseView::serve`].
-    pub fn mount(root: &Arc<Kobject>, dir: &Path) -> Result<FuseMount> {
+    /// `EINVAL` (a name that a mount cannot have), as [`FuseView::serve`].
+    pub fn mount(root: &Arc<Kobject>, dir: &Path, name: MountName<'_>) -> Result<FuseMount> {
         match sys::is_dir(dir) {
             Err(e) if e == code::ENOTCONN => sys::unmount(dir)?,
             Err(e) => return Err(e),
@@ -31,7 +31,7 @@ impl FuseMount {
             Ok(true) => {}
         }
         let dir = crate::fs::canonicalize(dir)?;
-        let device = sys::mount_fuse(&dir)?;
+        let device = sys::mount_fuse(&dir, name)?;
         let mut this = FuseMount { dir, view: None };
         this.view = Some(FuseView::serve(root, device, Owner::me())?);
         Ok(this)

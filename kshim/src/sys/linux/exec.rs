@@ -15,6 +15,7 @@ use rustix::thread::UnshareFlags;
 
 use super::mount::{effective_ids, mount_fuse_as_root};
 use crate::error::{Error, Result, code};
+use crate::kobject::fuse::MountName;
 
 /// Leaves the mounts of the caller behind; what is mounted from now on is seen by this process and its children only. Who
 /// is not root becomes it, in a user name space of its own.
@@ -72,7 +73,7 @@ pub(crate) fn make_room(dir: &Path, except: &[&str]) -> Result {
     }
     let options = CString::new("mode=755").map_err(|_| code::EINVAL)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    rustix::mount::mount("scst_exec", dir, "tmpfs", flags, options.as_c_str())?;
+    rustix::mount::mount("tmpfs", dir, "tmpfs", flags, options.as_c_str())?;
     for (name, is_dir, tree) in entries {
         let path = dir.join(name);
         if is_dir {
@@ -89,9 +90,9 @@ pub(crate) fn make_room(dir: &Path, except: &[&str]) -> Result {
 }
 
 /// Mounts a FUSE device at a directory, which is made.
-pub(crate) fn mount_fuse(dir: &Path) -> Result<OwnedFd> {
+pub(crate) fn mount_fuse(dir: &Path, name: MountName<'_>) -> Result<OwnedFd> {
     rustix::fs::mkdir(dir, Mode::from_raw_mode(0o755))?;
-    mount_fuse_as_root(dir, "")
+    mount_fuse_as_root(dir, name, "")
 }
 
 /// Writes a program.

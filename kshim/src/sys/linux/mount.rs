@@ -13,6 +13,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::poll::{EventFd, PollFd};
 use crate::error::{Error, Result, code};
+use crate::kobject::fuse::MountName;
 
 /// Major and minor number of `/dev/fuse` (`FUSE_MINOR`, a misc device).
 const FUSE_DEVICE: (u32, u32) = (10, 229);
@@ -82,20 +83,31 @@ fn open_fuse() -> Result<OwnedFd> {
 }
 
 /// Mounts a FUSE device at a directory, as the root of this name space.
-pub(super) fn mount_fuse_as_root(dir: &Path, options: &str) -> Result<OwnedFd> {
+pub(super) fn mount_fuse_as_root(
+    dir: &Path,
+    name: MountName<'_>,
+    options: &str,
+) -> Result<OwnedFd> {
+    if !name.is_valid() {
+        return Err(code::EINVAL);
+    }
     let device = open_fuse()?;
     let fd = device.as_raw_fd();
     let data = format!("fd={fd},rootmode=40000,user_id=0,group_id=0{options}");
     let data = CString::new(data).map_err(|_| code::EINVAL)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    rustix::mount::mount("scst_tgt", dir, "fuse.scst", flags, data.as_c_str())?;
+    let kind = format!("fuse.{}", name.subtype);
+    rustix::mount::mount(name.source, dir, kind.as_str(), flags, data.as_c_str())?;
     Ok(device)
 }
 
 /// Mounts a FUSE device at a directory: directly as root, by `fusermount3` otherwise.
-pub(crate) fn mount_fuse(dir: &Path) -> Result<OwnedFd> {
+pub(crate) fn mount_fuse(dir: &Path, name: MountName<'_>) -> Result<OwnedFd> {
+    if !name.is_valid() {
+        return Err(code::EINVAL);
+    }
     if effective_ids().0 == 0 {
-        match mount_fuse_as_root(dir, ",default_permissions,allow_other") {
+        match mount_fuse_as_root(dir, name, ",default_permissions,allow_other") {
             // In a container root may not be allowed to, but the helper may.
             Err(e) if e == code::EPERM => {}
             other => return other,
@@ -104,11 +116,10 @@ pub(crate) fn mount_fuse(dir: &Path) -> Result<OwnedFd> {
     let (ours, theirs) = super::unix::pair()?;
     // The helper inherits it.
     rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty())?;
+    let MountName { source, subtype } = name;
+    let options = format!("fsname={source},subtype={subtype},default_permissions,noexec");
     let status = Command::new(FUSERMOUNT)
-        .args([
-            "-o",
-            "fsname=scst_tgt,subtype=scst,default_permissions,noexec",
-        ])
+        .args(["-o", &options])
         .arg("--")
         .arg(dir)
         .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
