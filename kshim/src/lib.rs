@@ -105,3 +105,8 @@ pub mod workqueue;
 
 #[cfg(not(loom))]
 pub mod prelude;
+
+/// The examples of the README compile and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
