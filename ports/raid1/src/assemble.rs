@@ -162,10 +162,9 @@ fn create(spec: &Spec, found: &[Found]) -> Result<State> {
 
 /// Puts the legs of an array together. `meta` is the newest superblock.
 fn join(spec: &Spec, mut meta: Super, found: Vec<Found>) -> Result<State> {
-    let master = meta.index;
     if meta
         .slots
-        .get(master)
+        .get(meta.index)
         .is_none_or(|s| s.state != LegState::InSync)
     {
         pr_err!("raid1 {}: no leg has everything", spec.name);
@@ -183,6 +182,15 @@ fn join(spec: &Spec, mut meta: Super, found: Vec<Found>) -> Result<State> {
         let Some((n, leg)) = n.and_then(|n| legs.get_mut(n).map(|l| (n, l))) else {
             continue;
         };
+        if leg.bdev.is_some() {
+            pr_err!(
+                "raid1 {}: {} and {} are both leg {n}: one is a copy",
+                spec.name,
+                leg.path,
+                f.path
+            );
+            return Err(EUCLEAN);
+        }
         let slot = meta.slots.get(n).copied().unwrap_or_default();
         if slot.state == LegState::Failed {
             returned.push(n);
@@ -220,6 +228,12 @@ fn join(spec: &Spec, mut meta: Super, found: Vec<Found>) -> Result<State> {
             slot.last_events = events;
         }
     }
+    // Of those that had everything always the same one, whichever wrote its superblock last before a crash: what was read of a
+    // write that was not acknowledged stays what it is, also when the copying is cut short.
+    let master = legs
+        .iter()
+        .position(|l| l.equal && l.bdev.is_some())
+        .ok_or(ENXIO)?;
     let regions = regions(&meta, &legs, master)?;
     for n in returned {
         if let Some(slot) = meta.slots.get_mut(n) {

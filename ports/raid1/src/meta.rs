@@ -15,6 +15,8 @@ const DATA_ALIGN: u64 = 1 << 20;
 pub(crate) const MAX_NAME: usize = 63;
 /// Most regions.
 pub(crate) const MAX_REGIONS: u64 = 1 << 16;
+/// Most `events`, and the end of the data: what follows from them can be computed.
+const MAX_NUMBER: u64 = 1 << 62;
 /// Smallest region.
 pub(crate) const MIN_REGION: u64 = 64 << 10;
 
@@ -175,6 +177,8 @@ impl Super {
         let sane = s.region.is_power_of_two()
             && s.region >= MIN_REGION
             && s.size > 0
+            && s.size <= MAX_NUMBER
+            && s.events <= MAX_NUMBER
             && s.size.is_multiple_of(PAGE as u64)
             && s.regions() <= MAX_REGIONS
             && s.data_offset == data_offset(s.regions())
@@ -270,6 +274,15 @@ mod tests {
             },
             Super {
                 size: !4095,
+                ..s.clone()
+            },
+            Super {
+                size: !4095,
+                region: 1 << 63,
+                ..s.clone()
+            },
+            Super {
+                events: u64::MAX,
                 ..s.clone()
             },
             Super {

@@ -180,6 +180,29 @@ impl Mirror {
         run(&leg, BioOp::Read, DATA_AT, BLOCKS * BLOCK, NONE, 0).unwrap()
     }
 
+    fn open_two(&mut self) {
+        self.try_open(&[0, 1], "").unwrap();
+    }
+
+    /// Superblocks and bitmap of a leg.
+    fn head(&self, n: usize) -> Vec<u8> {
+        let leg = BlockDevice::open(self.leg(n), BlkMode::READ).unwrap();
+        run(&leg, BioOp::Read, 0, 3 * BLOCK, NONE, 0).unwrap()
+    }
+
+    fn set_head(&self, n: usize, head: &[u8]) {
+        let leg = BlockDevice::open(self.leg(n), BlkMode::READ | BlkMode::WRITE).unwrap();
+        let mut sg = SGTable::alloc(head.len()).unwrap();
+        sg.copy_from_slice(0, head).unwrap();
+        let bio = Bio::new(
+            BioOp::Write,
+            0,
+            head.len(),
+            Arc::new(|_: Bio, _: Result| {}),
+        );
+        leg.submit_bio_wait(bio.with_sg(sg, 0)).1.unwrap();
+    }
+
     /// Closes it; all legs have to have the same.
     fn assert_alike(&mut self) {
         self.wait_sync();
@@ -495,6 +518,41 @@ fn legs_that_went_on_without_each_other_are_refused() {
     // Each alone still works.
     m.try_open(&[1], "").unwrap();
     assert_eq!(run(m.disk(), BioOp::Read, 0, BLOCK, NONE, 9).unwrap()[0], 2);
+}
+
+#[test]
+fn a_leg_and_its_copy_are_refused() {
+    let mut m = Mirror::new(3, "queue_mode=bio");
+    m.try_open(&[0, 1], "create=1&assume_clean=1").unwrap();
+    m.disk = None;
+    let old = m.head(1);
+    m.open_two();
+    m.disk = None;
+    // Somebody restores an old copy of leg 1 elsewhere.
+    m.set_head(2, &old);
+    assert_eq!(m.try_open(&[0, 1, 2], ""), Err(code::EUCLEAN));
+    m.open_two();
+}
+
+#[test]
+fn after_a_crash_the_same_leg_counts_whichever_was_told_last() {
+    for behind in [0, 1] {
+        let mut m = Mirror::new(2, "queue_mode=bio");
+        m.open("create=1&assume_clean=1&bitmap_delay=60000");
+        run(m.disk(), BioOp::Write, 0, BLOCK, NONE, 1).unwrap();
+        let old = m.head(behind);
+        m.crash(0);
+        // A crash in the middle of a write, and one in the middle of the next start.
+        {
+            let leg = BlockDevice::open(m.leg(1), BlkMode::READ | BlkMode::WRITE).unwrap();
+            run(&leg, BioOp::Write, DATA_AT, BLOCK, NONE, 2).unwrap();
+        }
+        m.set_head(behind, &old);
+        m.open("bitmap_delay=2");
+        assert_eq!(run(m.disk(), BioOp::Read, 0, BLOCK, NONE, 0).unwrap()[0], 1);
+        m.assert_alike();
+        assert_eq!(m.raw(1)[0], 1);
+    }
 }
 
 #[test]
