@@ -36,24 +36,61 @@ struct Extent {
 /// If something is lost.
 pub fn outlive_kills(options: &ServerOptions) {
     let rounds = env_number("SCST_KILL_ROUNDS", 5);
-    let mut rng = Rng::from_env(21);
     let mut server = Server::start_own(options);
-    let mut extents = vec![Extent::default(); EXTENTS as usize];
-    let mut all = 0;
+    let mut known = Known::new(21);
     for round in 1..=rounds {
-        let moment = Duration::from_micros(rng.below(40_000));
-        let n = write_until_killed(&mut server, moment, &mut rng, &mut extents);
+        let n = known.write_until_killed(&mut server);
         println!("round {round}: {n} writes durable before the kill");
-        all += n;
         server.restart();
+        known.look(&server, round);
+    }
+    println!("{rounds} kills, {} durable writes, none lost", known.all);
+}
+
+/// What is known of the LUN's content.
+#[derive(Debug)]
+pub struct Known {
+    extents: Vec<Extent>,
+    rng: Rng,
+    /// Writes that were durable before a kill.
+    pub all: u64,
+}
+
+impl Known {
+    /// A LUN that is all zeros; what is written and when is decided by `SCST_SEED`, else `seed`.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            extents: vec![Extent::default(); EXTENTS as usize],
+            rng: Rng::from_env(seed),
+            all: 0,
+        }
+    }
+
+    /// Writes until the server is killed, some milliseconds from now. Returns how many writes were durable then.
+    ///
+    /// # Panics
+    ///
+    /// If a write fails otherwise than by the end of the server.
+    pub fn write_until_killed(&mut self, server: &mut Server) -> u64 {
+        let moment = Duration::from_micros(self.rng.below(40_000));
+        let n = write_until_killed(server, moment, &mut self.rng, &mut self.extents);
+        self.all += n;
+        n
+    }
+
+    /// Looks at the whole LUN. What is there counts as durable from now on.
+    ///
+    /// # Panics
+    ///
+    /// If something is lost.
+    pub fn look(&mut self, server: &Server, round: u64) {
         let mut s = server.session(1);
-        for (n, extent) in (0..).zip(&mut extents) {
+        for (n, extent) in (0..).zip(&mut self.extents) {
             look(&mut s, server.lun(0), n, extent, round);
         }
         flush(&mut s, server.lun(0));
         s.close().expect("logout");
     }
-    println!("{rounds} kills, {all} durable writes, none lost");
 }
 
 fn flush(s: &mut Session, lun: u16) {

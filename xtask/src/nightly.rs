@@ -97,6 +97,24 @@ const PARTS: &[Part] = &[
         &[("SCST_KILL_ROUNDS", "200")],
     ),
     part(
+        "kill-mirror",
+        20,
+        integration!("--test", "mirror"),
+        &[("SCST_KILL_ROUNDS", "200")],
+    ),
+    part(
+        "mirror-model",
+        30,
+        tests!("raid1"),
+        &[("SCST_RAID1_CASES", "5000")],
+    ),
+    part(
+        "package",
+        20,
+        &["cargo", "package", "-p", "kshim", "--allow-dirty"],
+        &[],
+    ),
+    part(
         "kill-rbd",
         40,
         integration!("--test", "ceph"),
