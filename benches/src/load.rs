@@ -27,31 +27,63 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// Pieces that are queued before a batch is sent; the socket would not take more at once.
 const BATCH_PIECES: usize = 1500;
 
+/// What the commands do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// READ(16), and WRITE(16) for so many of 100.
+    Transfer {
+        /// Writes of 100 commands.
+        write_percent: u8,
+    },
+    /// VERIFY(16) that compares nothing.
+    Verify,
+    /// WRITE SAME(16) that unmaps, without data.
+    Unmap,
+}
+
+// Operation codes, and bits of the byte after them.
+const READ_16: u8 = 0x88;
+const WRITE_16: u8 = 0x8a;
+const VERIFY_16: u8 = 0x8f;
+const SYNCHRONIZE_CACHE_16: u8 = 0x91;
+const WRITE_SAME_16: u8 = 0x93;
+const FUA: u8 = 0x08;
+const UNMAP: u8 = 0x08;
+const NDOB: u8 = 0x01;
+
+/// Which way data goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Dir {
+    None,
+    Read,
+    Write,
+}
+
 /// What is read and written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pattern {
     /// Blocks at random, not in sequence.
     pub random: bool,
-    /// Writes of 100 commands.
-    pub write_percent: u8,
+    /// What is done to them.
+    pub verb: Verb,
 }
 
 impl std::str::FromStr for Pattern {
     type Err = anyhow::Error;
 
     fn from_str(s: &str) -> Result<Self> {
-        let (random, write_percent) = match s {
-            "randread" => (true, 0),
-            "randwrite" => (true, 100),
-            "read" => (false, 0),
-            "write" => (false, 100),
-            "mixed" => (true, 30),
-            _ => bail!("{s}: not randread, randwrite, read, write or mixed"),
+        let transfer = |write_percent| Verb::Transfer { write_percent };
+        let (random, verb) = match s {
+            "randread" => (true, transfer(0)),
+            "randwrite" => (true, transfer(100)),
+            "read" => (false, transfer(0)),
+            "write" => (false, transfer(100)),
+            "mixed" => (true, transfer(30)),
+            "verify" => (true, Verb::Verify),
+            "unmap" => (true, Verb::Unmap),
+            _ => bail!("{s}: not randread, randwrite, read, write, mixed, verify or unmap"),
         };
-        Ok(Self {
-            random,
-            write_percent,
-        })
+        Ok(Self { random, verb })
     }
 }
 
@@ -78,6 +110,10 @@ pub struct Job {
     pub luns: u16,
     /// CRC32C of headers and data.
     pub digests: bool,
+    /// FUA in each write.
+    pub fua: bool,
+    /// A SYNCHRONIZE CACHE after so many commands; 0: never.
+    pub sync: u32,
     /// Send the next batch of `depth` commands only when all of the last one are done: the same work in each run.
     pub lockstep: bool,
     /// Seed of blocks and LUNs.
@@ -339,13 +375,29 @@ impl Load {
         }
     }
 
-    fn command(&mut self, n: usize, now: Instant) {
+    /// The next command's operation code and second byte, and whether it reads or writes data.
+    fn next_op(&mut self) -> (u8, u8, Dir) {
         let job = &self.job;
-        let write = match job.pattern.write_percent {
-            0 => false,
-            100 => true,
-            p => self.rng.below(100) < u64::from(p),
+        if job.sync > 0 && self.issued % (u64::from(job.sync) + 1) == u64::from(job.sync) {
+            return (SYNCHRONIZE_CACHE_16, 0, Dir::None);
+        }
+        let write = match job.pattern.verb {
+            Verb::Verify => return (VERIFY_16, 0, Dir::None),
+            Verb::Unmap => return (WRITE_SAME_16, UNMAP | NDOB, Dir::None),
+            Verb::Transfer { write_percent: 0 } => false,
+            Verb::Transfer { write_percent: 100 } => true,
+            Verb::Transfer { write_percent } => self.rng.below(100) < u64::from(write_percent),
         };
+        match write {
+            true => (WRITE_16, if job.fua { FUA } else { 0 }, Dir::Write),
+            false => (READ_16, 0, Dir::Read),
+        }
+    }
+
+    fn command(&mut self, n: usize, now: Instant) {
+        let (opcode, byte1, dir) = self.next_op();
+        let write = dir == Dir::Write;
+        let job = &self.job;
         let s = &mut self.sessions[n];
         let Some(tag) = s.free.pop() else { return };
         let slot = if job.pattern.random {
@@ -374,15 +426,20 @@ impl Load {
         // Attribute SIMPLE.
         let mut h = header(
             op::SCSI_CMD,
-            flags | if write { 0x21 } else { 0x41 },
+            flags
+                | match dir {
+                    Dir::None => 0x01,
+                    Dir::Write => 0x21,
+                    Dir::Read => 0x41,
+                },
             now_sent,
         );
         h[8..10].copy_from_slice(&lun);
         put32(&mut h, 16, tag);
-        put32(&mut h, 20, job.block);
+        put32(&mut h, 20, if dir == Dir::None { 0 } else { job.block });
         put32(&mut h, 24, s.conn.cmd_sn);
         s.conn.cmd_sn = s.conn.cmd_sn.wrapping_add(1);
-        h[32] = if write { 0x8a } else { 0x88 };
+        (h[32], h[33]) = (opcode, byte1);
         put64(&mut h, 34, slot * u64::from(job.block >> self.block_shift));
         put32(&mut h, 42, job.block >> self.block_shift);
         s.conn.put(&mut h);

@@ -33,6 +33,8 @@ struct Bench {
     reactor: Reactor,
     file: Arc<IoFile>,
     model: Vec<u8>,
+    /// The file system makes holes, and zeroes ranges.
+    holes: bool,
 }
 
 /// A file of `BLOCKS` blocks and a reactor, or why there is none.
@@ -67,8 +69,9 @@ fn bench(engine: Engine, direct: bool, poller: PollerKind) -> Option<Bench> {
     Some(Bench {
         dir,
         reactor,
-        file,
         model: vec![0; BLOCK * BLOCKS],
+        holes: file.discard(0, BLOCK as u64).is_ok() && file.zero(0, BLOCK as u64).is_ok(),
+        file,
     })
 }
 
@@ -132,15 +135,22 @@ impl Bench {
             let blocks = 1 + rng.below((i + 1) * each - first);
             let (pos, len) = (first * BLOCK, blocks * BLOCK);
             let (mut sg, at) = table(rng, len);
-            let op = match rng.below(8) {
+            let op = match rng.below(11) {
                 0..3 => IoOp::Read,
                 3..6 => IoOp::Write,
                 6 => IoOp::WriteDurable,
+                7 => IoOp::FlushRange,
+                8 if self.holes => IoOp::Discard,
+                9 if self.holes => IoOp::WriteZeroes,
                 _ => IoOp::Flush,
             };
             let len = if op == IoOp::Flush { 0 } else { len };
-            if matches!(op, IoOp::Write | IoOp::WriteDurable) {
-                let byte = rng.below(256) as u8;
+            let byte = match op {
+                IoOp::Write | IoOp::WriteDurable => Some(rng.below(256) as u8),
+                IoOp::Discard | IoOp::WriteZeroes => Some(0),
+                _ => None,
+            };
+            if let Some(byte) = byte {
                 sg.fill(at, len, byte).unwrap();
                 self.model[pos..pos + len].fill(byte);
             }
@@ -169,6 +179,30 @@ fn verified_io(engine: Engine, direct: bool) {
         // Nothing of it is only in the model.
         let on_disk = kshim::fs::read(b.dir.path().join("disk"), BLOCK * BLOCKS).unwrap();
         assert!(on_disk == b.model, "{engine} {poller:?}");
+    }
+}
+
+/// Requests of more pieces than one operation takes, one at a time: nothing else wakes the reactor.
+fn lone_requests(engine: Engine, direct: bool) {
+    for poller in [PollerKind::Uring, PollerKind::Epoll] {
+        let Some(b) = bench(engine, direct, poller) else {
+            continue;
+        };
+        let many = |byte| {
+            let mut sg = SGTable::new();
+            for _ in 0..40 {
+                let mut page = PageBuf::alloc(BLOCK).unwrap();
+                page.fill(byte);
+                sg.push_pages(page, 0, BLOCK).unwrap();
+            }
+            sg
+        };
+        for op in [IoOp::WriteDurable, IoOp::Write, IoOp::Read] {
+            let (req, res) = b.one(op, 0, 40 * BLOCK, many(7));
+            assert_eq!(res, Ok(()), "{engine} {poller:?} {op:?}");
+            assert_eq!(req.sg.compare(0, &[7; 40 * BLOCK]), Ok(None));
+        }
+        assert_eq!(b.file.file().size(), Ok((BLOCK * BLOCKS) as u64));
     }
 }
 
@@ -204,6 +238,13 @@ fn ends_of_files(engine: Engine, direct: bool) {
         b.one(IoOp::WriteDurable, 0, BLOCK, sg()).1,
         Err(code::EBADF)
     );
+    for op in [IoOp::Discard, IoOp::WriteZeroes] {
+        let said = b.one(op, 0, BLOCK, SGTable::new()).1;
+        assert!(!b.holes || said == Err(code::EBADF), "{said:?}");
+        let said = b.one(op, u64::MAX - 5, BLOCK, SGTable::new()).1;
+        assert_eq!(said, Err(code::EINVAL));
+    }
+    assert_eq!(b.one(IoOp::FlushRange, 0, BLOCK, SGTable::new()).1, Ok(()));
     assert_eq!(b.one(IoOp::Flush, 0, 0, SGTable::new()).1, Ok(()));
 }
 
@@ -241,6 +282,11 @@ macro_rules! per_engine {
             #[test]
             fn data_is_as_written() {
                 verified_io(Engine::$engine, $direct);
+            }
+
+            #[test]
+            fn a_request_alone_ends() {
+                lone_requests(Engine::$engine, $direct);
             }
 
             #[test]

@@ -95,7 +95,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_enum, default_value_t = EngineArg::Auto)]
     pub(crate) engine: EngineArg,
 
-    /// How reactors wait for sockets; for tests, and for kernels or containers in which io_uring misbehaves
+    /// How reactors wait for sockets; for tests, and for kernels or containers in which io_uring misbehaves: with epoll, files are
+    /// read and written by threads unless an engine is named
     #[arg(long, value_enum, default_value_t = Poller::Auto)]
     pub(crate) poller: Poller,
 }
@@ -210,7 +211,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_enum, default_value_t = EngineArg::Auto)]
     pub(crate) engine: EngineArg,
 
-    /// How reactors wait for sockets; for tests, and for kernels or containers in which io_uring misbehaves
+    /// How reactors wait for sockets; for tests, and for kernels or containers in which io_uring misbehaves: with epoll, files are
+    /// read and written by threads unless an engine is named
     #[arg(long, value_enum, default_value_t = Poller::Auto)]
     pub(crate) poller: Poller,
 }
@@ -218,7 +220,7 @@ pub(crate) struct ServeArgs {
 /// How files are read and written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum EngineArg {
-    /// What the environment variable KSHIM_ENGINE says, else threads
+    /// What the environment variable KSHIM_ENGINE says, else the first of these that the host has
     #[default]
     Auto,
     /// io_uring, or fail

@@ -113,7 +113,7 @@ impl ServeConfig {
         if luns > MAX_LUNS {
             bail!("{luns} LUNs, more than {MAX_LUNS}");
         }
-        args.engine.apply()?;
+        args.engine.apply(args.poller)?;
         ram::init().context("RAM disks")?;
         spdk::init().context("SPDK")?;
         tcmur::init(args.handler_dir.as_deref()).context("--handler-dir")?;
@@ -377,8 +377,11 @@ impl EngineArg {
     /// # Errors
     ///
     /// This host does not have it.
-    pub(crate) fn apply(self) -> Result<()> {
+    pub(crate) fn apply(self, poller: Poller) -> Result<()> {
+        let named = host::env("KSHIM_ENGINE").is_some_and(|e| !e.is_empty());
         let engine = match self {
+            // Who asks for epoll has a reason not to use io_uring.
+            Self::Auto if poller == Poller::Epoll && !named => Some(Engine::Threads),
             Self::Auto => None,
             Self::Uring => Some(Engine::Uring),
             Self::Aio => Some(Engine::Aio),

@@ -4,6 +4,7 @@
 //! The machine may be shared: only ratios of one interleaved run are compared, and each run notes how much of the two
 //! cores others took meanwhile.
 
+mod engines;
 mod insn;
 mod procs;
 mod report;
@@ -37,6 +38,8 @@ const USAGE: &str = "usage: cargo xtask bench [OPTION..]
   --no-write        leave docs/performance.md alone
 
 instead of the table:
+  --engines         the I/O engines side by side (--work by their names, see xtask/src/bench/engines.rs)
+  --target-cpus A,B CPUs of the target then (0)
   --scaling         sessions, reactors, LUNs, digests, memory and CPU of idle sessions
   --instructions    instructions per command under valgrind, against benches/instructions.tsv; --bless writes that
   --steps [NAME]    micro benches of the hot steps";
@@ -61,6 +64,7 @@ const CLIENT_CPU: usize = 1;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Table,
+    Engines,
     Scaling,
     Instructions,
     Steps,
@@ -71,7 +75,8 @@ pub(super) struct Options {
     mode: Mode,
     rounds: u32,
     secs: f64,
-    work: Vec<&'static Work>,
+    work: Option<Vec<String>>,
+    target_cpus: Vec<usize>,
     targets: Option<Vec<String>>,
     peers: Vec<(String, String)>,
     freeze: Vec<String>,
@@ -91,7 +96,8 @@ impl Options {
             mode: Mode::Table,
             rounds: 3,
             secs: 3.0,
-            work: WORKS.iter().collect(),
+            work: None,
+            target_cpus: vec![TARGET_CPU],
             targets: None,
             peers: Vec::new(),
             freeze: Vec::new(),
@@ -111,7 +117,11 @@ impl Options {
             match arg {
                 "--rounds" => o.rounds = value()?.parse().context(arg.to_owned())?,
                 "--secs" => o.secs = value()?.parse().context(arg.to_owned())?,
-                "--work" => o.work = works(value()?)?,
+                "--work" => o.work = Some(list(value()?)),
+                "--target-cpus" => {
+                    let cpus = list(value()?).iter().map(|c| c.parse()).collect::<Result<_, _>>();
+                    o.target_cpus = cpus.context(arg.to_owned())?;
+                }
                 "--targets" => o.targets = Some(list(value()?)),
                 "--peers" => o.peers = peers(value()?)?,
                 "--freeze" => o.freeze = list(value()?),
@@ -125,6 +135,7 @@ impl Options {
                 "--quick" => (o.rounds, o.secs, o.tries, o.write) = (1, 1.0, 1, false),
                 "--no-write" => o.write = false,
                 "--bless" => o.bless = true,
+                "--engines" => o.mode = Mode::Engines,
                 "--scaling" => o.mode = Mode::Scaling,
                 "--instructions" => o.mode = Mode::Instructions,
                 "--steps" => {
@@ -136,14 +147,18 @@ impl Options {
         }
         Ok(o)
     }
-}
 
-fn works(names: &str) -> Result<Vec<&'static Work>> {
-    let find = |name: &str| {
-        let found = WORKS.iter().find(|w| w.0 == name);
-        found.with_context(|| format!("no workload {name}"))
-    };
-    names.split(',').map(find).collect()
+    /// Those of `all` that were asked for.
+    fn works(&self, all: &'static [Work]) -> Result<Vec<&'static Work>> {
+        let Some(names) = &self.work else {
+            return Ok(all.iter().collect());
+        };
+        let find = |name: &String| {
+            let found = all.iter().find(|w| w.0 == *name);
+            found.with_context(|| format!("no workload {name}"))
+        };
+        names.iter().map(find).collect()
+    }
 }
 
 fn peers(list: &str) -> Result<Vec<(String, String)>> {
@@ -166,6 +181,7 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
     let bins = build()?;
     match options.mode {
         Mode::Table => table(&options, &bins),
+        Mode::Engines => engines::run(&options, &bins),
         Mode::Scaling => scale::run(&options, &bins),
         Mode::Instructions => insn::run(&bins, options.bless),
         Mode::Steps => steps(&options, &bins),
@@ -217,7 +233,8 @@ fn table(options: &Options, bins: &Bins) -> Result<()> {
     let targets = Targets::start(options, bins)?;
     println!("== bench: {}", targets.names());
     let mut results = Results::default();
-    for work in &options.work {
+    let works = options.works(&WORKS)?;
+    for work in &works {
         for round in 0..options.rounds {
             for target in targets.iter() {
                 let run = tried(options, bins, &targets, target, work)?;
@@ -226,7 +243,7 @@ fn table(options: &Options, bins: &Bins) -> Result<()> {
             }
         }
     }
-    let text = report::table(options, &targets, &results)?;
+    let text = report::table(options, &works, &targets, &results)?;
     println!("{text}");
     if options.write {
         report::write("table", &text)?;
@@ -320,10 +337,12 @@ mod tests {
     fn options() {
         let o = Options::parse(&["--work", "r4k_qd1,r512_qd128", "--peers", "a=b", "--quick"]);
         let o = o.unwrap();
-        assert_eq!(o.work.len(), 2);
+        assert_eq!(o.works(&WORKS).unwrap().len(), 2);
         assert_eq!(o.peers, [("a".to_owned(), "b".to_owned())]);
         assert!(!o.write && o.rounds == 1);
-        assert!(Options::parse(&["--work", "x"]).is_err());
+        let unknown = Options::parse(&["--work", "x", "--target-cpus", "0,1"]).unwrap();
+        assert!(unknown.works(&WORKS).is_err() && unknown.target_cpus == [0, 1]);
+        assert!(Options::parse(&["--target-cpus", "x"]).is_err());
         assert!(Options::parse(&["--rounds"]).is_err());
         let o = Options::parse(&["--steps", "crc32c"]).unwrap();
         assert_eq!(o.step.as_deref(), Some("crc32c"));

@@ -15,7 +15,7 @@ use scst_bench::load::{Job, Load, Pattern, Report};
 struct Cli {
     /// ADDR:PORT/IQN/LUN
     url: Url,
-    /// randread, randwrite, read, write, or mixed (random, 70 % reads)
+    /// randread, randwrite, read, write, mixed (random, 70 % reads); verify, unmap (random, without data)
     #[arg(short, long, default_value = "randread")]
     work: Pattern,
     /// Bytes of a command
@@ -42,6 +42,12 @@ struct Cli {
     /// CRC32C of headers and data
     #[arg(long)]
     digests: bool,
+    /// Each write is to be durable (FUA)
+    #[arg(long)]
+    fua: bool,
+    /// A SYNCHRONIZE CACHE after so many commands; 0: never
+    #[arg(long, default_value_t = 0)]
+    sync: u32,
     /// A full queue at once, then nothing until all of it is done: the same batches in each run
     #[arg(long)]
     lockstep: bool,
@@ -87,6 +93,8 @@ fn run(cli: Cli) -> Result<u64> {
         sessions: cli.sessions,
         luns: cli.luns,
         digests: cli.digests,
+        fua: cli.fua,
+        sync: cli.sync,
         lockstep: cli.lockstep,
         seed: cli.seed,
     };

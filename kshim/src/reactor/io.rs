@@ -17,11 +17,13 @@ use crate::fs::io::{Ended, Flight, Flights, Starter};
 use crate::sys::aio::AioContext;
 use crate::sys::poll::Timeout;
 use crate::sys::ring::PollRing;
+use crate::time::{Delta, Instant};
 
 /// Operations that one AIO context takes at a time. More go to threads.
 const AIO_DEPTH: u32 = 1024;
 /// How long a reactor that ends waits for the host to end one more of the requests that it has.
 const DRAIN_NS: u64 = 10_000_000_000;
+const DRAIN: Delta = Delta::from_secs(10);
 
 thread_local! {
     /// What was submitted in this round.
@@ -70,7 +72,10 @@ impl Port for SideRing {
         if let Err(e) = self.ring.enter(timeout) {
             crate::pr_err_ratelimited!("io_uring: waiting: {e}");
         }
-        reap_ring(&mut self.ring, &mut self.flights, |_, _| (), out);
+        if reap_ring(&mut self.ring, &mut self.flights, |_, _| (), out) {
+            // Nobody else may enter this ring until something ends.
+            self.submit();
+        }
     }
 
     fn len(&self) -> usize {
@@ -78,21 +83,24 @@ impl Port for SideRing {
     }
 }
 
-/// Takes the completions of a ring: polls to `poll`, requests to `out`.
+/// Takes the completions of a ring: polls to `poll`, requests to `out`. Answers whether some requests go on, and wait for the
+/// next entry into the kernel.
 pub(super) fn reap_ring(
     ring: &mut PollRing,
     flights: &mut Flights,
     poll: impl FnMut(u64, crate::sys::ring::PollCqe),
     out: &mut Vec<Ended>,
-) {
+) -> bool {
     let first = out.len();
     ring.drain(poll, |number, res| out.extend(flights.ended(number, res)));
-    if out[first..].iter().any(Ended::has_more) {
+    let goes_on = out[first..].iter().any(Ended::has_more);
+    if goes_on {
         let all: Vec<Ended> = out.drain(first..).collect();
         for e in all {
             out.extend(flights.go_on(&mut Starter::Ring(ring), e));
         }
     }
+    goes_on
 }
 
 /// Linux AIO.
@@ -296,32 +304,37 @@ impl Core {
 
     /// Waits for the host to end all it has; not for ever. Between rounds.
     pub(super) fn drain_io(&mut self) {
+        let mut last_end = Instant::now();
         loop {
             self.start_io();
+            if !self.io_ended.is_empty() {
+                last_end = Instant::now();
+            }
             let mark = crate::cpu::enter_reactor();
             self.finish_io();
             drop(mark);
             if QUEUE.with(|q| !q.borrow().is_empty()) {
                 continue;
             }
-            if !self.drain_step(Timeout::Nanos(DRAIN_NS)) {
+            // What has ended a part, or an event of a socket, ends a wait too.
+            if Instant::now() - last_end >= DRAIN || !self.drain_step(Timeout::Nanos(DRAIN_NS)) {
                 return;
             }
         }
     }
 
-    /// Waits for the next end. False: there is none to come.
+    /// Waits for something to happen. False: there is nothing to wait for, or it cannot be waited for.
     fn drain_step(&mut self, wait: Timeout) -> bool {
         let ended = &mut self.io_ended;
         if self.poller.io_len() > 0 {
-            let ok = self.poller.wait(wait, &mut self.events, ended).is_ok();
-            // An event of a socket is no progress, but there are few.
-            return ok && !(ended.is_empty() && self.events.drain(..).count() == 0);
+            let waited = self.poller.wait(wait, &mut self.events, ended);
+            self.events.clear();
+            return waited.is_ok();
         }
         for p in self.side_ports.in_use() {
             if p.borrow().len() > 0 {
                 p.borrow_mut().reap(wait, ended);
-                return !ended.is_empty();
+                return true;
             }
         }
         false

@@ -38,7 +38,7 @@ impl Settings {
     ///
     /// The first thing that is wrong.
     pub(super) fn check(args: &RunArgs) -> Result<Self> {
-        args.engine.apply()?;
+        args.engine.apply(args.poller)?;
         ram::init().context("RAM disks")?;
         spdk::init().context("SPDK")?;
         tcmur::init(args.handler_dir.as_deref()).context("--handler-dir")?;

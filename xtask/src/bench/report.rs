@@ -6,7 +6,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result};
 
-use super::{CLIENT_CPU, Options, Run, TARGET_CPU, targets::Targets};
+use super::{CLIENT_CPU, Options, Run, Work, targets::Targets};
 use crate::sh;
 
 /// The document that keeps the tables.
@@ -84,11 +84,12 @@ pub(super) fn circumstances(o: &Options) -> Result<String> {
         .filter(|l| l.starts_with("processor"))
         .count();
     Ok(format!(
-        "{}, commit {}: {cpus} x {cpu}, Linux {}; target on CPU {TARGET_CPU}, client on CPU {CLIENT_CPU}, loopback; \
+        "{}, commit {}: {cpus} x {cpu}, Linux {}; target on CPU {}, client on CPU {CLIENT_CPU}, loopback; \
          {} rounds of {} s, nice {}; a run is clean if others took at most {} % of a core of the two.",
         date.trim(),
         head.trim(),
         kernel.trim(),
+        o.target_cpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and "),
         o.rounds,
         o.secs,
         o.nice,
@@ -97,11 +98,16 @@ pub(super) fn circumstances(o: &Options) -> Result<String> {
 }
 
 /// The table of all workloads and targets in Markdown.
-pub(super) fn table(o: &Options, targets: &Targets, results: &Results) -> Result<String> {
+pub(super) fn table(
+    o: &Options,
+    works: &[&Work],
+    targets: &Targets,
+    results: &Results,
+) -> Result<String> {
     let mut out = circumstances(o)?;
     out += "\n\n| workload | target | IOPS | min..max | MB/s | ratio | of | target CPU us/IO | CPU ratio | target busy | client busy | p50/p99 us | clean runs |\n";
     out += "|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
-    for work in &o.work {
+    for work in works {
         for target in targets.iter() {
             let middle = |name| results.middle(work.0, name, o.max_foreign);
             let m = middle(&target.name).context("no result")?;

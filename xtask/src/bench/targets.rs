@@ -38,19 +38,46 @@ impl Target {
 pub(super) struct Targets {
     list: Vec<Target>,
     procs: Vec<Proc>,
+    cpus: Vec<usize>,
     scratch: PathBuf,
 }
 
 impl Targets {
-    /// Starts what `o` asks for and what is installed.
-    pub(super) fn start(o: &Options, bins: &Bins) -> Result<Self> {
+    fn new(o: &Options, bins: &Bins) -> Result<Self> {
         let dir = o.dir.clone().unwrap_or_else(|| bins.0.clone());
-        let mut t = Self {
+        let scratch = dir.join(format!("bench-{}", std::process::id()));
+        std::fs::create_dir_all(&scratch)?;
+        Ok(Self {
             list: Vec::new(),
             procs: Vec::new(),
-            scratch: dir.join(format!("bench-{}", std::process::id())),
-        };
-        std::fs::create_dir_all(&t.scratch)?;
+            cpus: o.target_cpus.clone(),
+            scratch,
+        })
+    }
+
+    /// Starts a server with a file for each of `engines`, with more `options`.
+    pub(super) fn engines(
+        o: &Options,
+        bins: &Bins,
+        engines: &[&str],
+        options: &[&str],
+    ) -> Result<Self> {
+        let mut t = Self::new(o, bins)?;
+        let exe = bins.path("scstd");
+        for engine in engines {
+            let file = t.file(&format!("{engine}.img"))?.display().to_string();
+            let mut argv = vec![exe.as_str(), "-qq", "serve", &file, "--engine", engine];
+            argv.extend(["--portal", "127.0.0.1:0", "--cpus", "1"]);
+            argv.extend(options);
+            t.serve(&[engine], &argv)?;
+        }
+        t.fill(bins)?;
+        Ok(t)
+    }
+
+    /// Starts what `o` asks for and what is installed.
+    pub(super) fn start(o: &Options, bins: &Bins) -> Result<Self> {
+        let mut t = Self::new(o, bins)?;
         let wanted = |name: &str| {
             o.targets
                 .as_ref()
@@ -101,10 +128,10 @@ impl Targets {
             .join(" ")
     }
 
-    /// Starts `argv` on the targets' CPU; its LUNs get `names`.
+    /// Starts `argv` on the targets' CPUs; its LUNs get `names`.
     fn serve(&mut self, names: &[&str], argv: &[&str]) -> Result<()> {
         let argv: Vec<String> = argv.iter().map(|s| (*s).to_owned()).collect();
-        let (server, urls) = start_server(&argv, &[TARGET_CPU])?;
+        let (server, urls) = start_server(&argv, &self.cpus)?;
         for (name, url) in names.iter().zip(urls) {
             self.list.push(Target {
                 name: (*name).to_owned(),

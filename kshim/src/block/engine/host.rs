@@ -21,6 +21,7 @@ use crate::block::limits::{QueueLimits, SECTOR_SIZE};
 use crate::error::{Result, code};
 use crate::fs::{Engine, File, IoEnd, IoFile, IoOp, IoReq, KiocbFlags, OpenOptions};
 use crate::scatterlist::SGTable;
+use crate::sync::SpinLock;
 
 /// What one discard or write of zeros to a plain file may cover; more gains nothing.
 const FILE_MAX_RANGE: u64 = 1 << 40;
@@ -41,21 +42,61 @@ struct Core {
 /// A host block device or plain file.
 pub(crate) struct HostDisk {
     core: Arc<Core>,
-    pool: BlockWorkers,
+    pool: Arc<BlockWorkers>,
     end: Arc<BioEnd>,
 }
 
 /// Ends the bio whose data a request had.
 struct BioEnd;
 
+/// The bio of a request, with its data.
+fn bio_of(req: IoReq) -> Option<SubmittedBio> {
+    let mut bio = *req.private?.downcast::<SubmittedBio>().ok()?;
+    bio.sg = req.sg;
+    Some(bio)
+}
+
 impl IoEnd for BioEnd {
     fn io_done(&self, req: IoReq, res: Result) {
-        let bio = req.private.and_then(|p| p.downcast::<SubmittedBio>().ok());
-        if let Some(mut bio) = bio {
-            bio.sg = req.sg;
+        if let Some(bio) = bio_of(req) {
             bio.complete(res);
         }
     }
+}
+
+/// Ends a bio that is to zero a range, or writes zeros where the host knows no better.
+struct ZeroEnd(SpinLock<Option<(Arc<Core>, Arc<BlockWorkers>)>>);
+
+impl IoEnd for ZeroEnd {
+    fn io_done(&self, req: IoReq, res: Result) {
+        let disk = self.0.lock().take();
+        match (bio_of(req), disk) {
+            (Some(bio), Some((core, pool))) if is_unsupported(&res) => {
+                execute_on(&pool, core, bio);
+            }
+            (Some(bio), disk) => {
+                // The owner may close the device when it hears of the end.
+                drop(disk);
+                bio.complete(res);
+            }
+            (None, _) => {}
+        }
+    }
+}
+
+/// Has a thread do all of a bio.
+fn execute_on(pool: &BlockWorkers, core: Arc<Core>, mut bio: SubmittedBio) {
+    pool.defer(move || {
+        let status = core.execute(&mut bio);
+        // The owner may close the device when it hears of the end: the file is closed then, not later.
+        drop(core);
+        bio.complete(status);
+    });
+}
+
+/// Whether the host has no way to do this.
+fn is_unsupported(res: &Result) -> bool {
+    matches!(res, Err(code::EOPNOTSUPP | code::ENOTTY))
 }
 
 impl HostDisk {
@@ -80,7 +121,7 @@ impl HostDisk {
         };
         Ok(HostDisk {
             core: Arc::new(core),
-            pool: BlockWorkers::new(),
+            pool: Arc::new(BlockWorkers::new()),
             end: Arc::new(BioEnd),
         })
     }
@@ -93,19 +134,17 @@ impl HostDisk {
         if let Some(op) = self.engine_op(&bio) {
             let (at, len, pos) = (bio.sg_at, bio.len, bio.pos());
             let sg = std::mem::take(&mut bio.sg);
-            let end = Arc::clone(&self.end) as Arc<dyn IoEnd>;
+            let end: Arc<dyn IoEnd> = if op == IoOp::WriteZeroes {
+                let disk = (Arc::clone(&self.core), Arc::clone(&self.pool));
+                Arc::new(ZeroEnd(SpinLock::new(Some(disk))))
+            } else {
+                Arc::clone(&self.end) as _
+            };
             let mut req = IoReq::new(op, pos, len, end).with_sg(sg, at);
             req.private = Some(Box::new(bio));
             return self.core.file.submit(req);
         }
-        let core = Arc::clone(&self.core);
-        self.pool.defer(move || {
-            let mut bio = bio;
-            let status = core.execute(&mut bio);
-            // The owner may close the device when it hears of the end: the file is closed then, not later.
-            drop(core);
-            bio.complete(status);
-        });
+        execute_on(&self.pool, Arc::clone(&self.core), bio);
     }
 
     /// What the engine is to do for this bio, if it can.
@@ -113,11 +152,16 @@ impl HostDisk {
         if !self.core.file.is_async() || bio.flags.contains(ReqFlags::PREFLUSH) {
             return None;
         }
+        let fua = bio.flags.contains(ReqFlags::FUA);
         match bio.op {
             BioOp::Read => Some(IoOp::Read),
-            BioOp::Write if bio.flags.contains(ReqFlags::FUA) => Some(IoOp::WriteDurable),
+            BioOp::Write if fua => Some(IoOp::WriteDurable),
             BioOp::Write => Some(IoOp::Write),
             BioOp::Flush => Some(IoOp::Flush),
+            BioOp::Discard if !fua => Some(IoOp::Discard),
+            BioOp::WriteZeroes if !fua && bio.flags.contains(ReqFlags::NOUNMAP) => {
+                Some(IoOp::WriteZeroes)
+            }
             BioOp::Discard | BioOp::WriteZeroes => None,
         }
     }
@@ -212,7 +256,7 @@ impl Core {
             BioOp::Read => self.read(bio),
             BioOp::Write => self.write(bio, fua),
             BioOp::Flush => self.flush(),
-            BioOp::Discard => self.discard(bio.pos(), bio.len as u64),
+            BioOp::Discard => self.file.discard(bio.pos(), bio.len as u64),
             BioOp::WriteZeroes => self.write_zeroes(bio),
         }?;
         if fua && matches!(bio.op, BioOp::Discard | BioOp::WriteZeroes) {
@@ -234,36 +278,22 @@ impl Core {
         self.file.flush()
     }
 
-    fn discard(&self, pos: u64, len: u64) -> Result {
-        let file = self.file.file();
-        if len == 0 {
-            Ok(())
-        } else if file.is_block_device() {
-            file.blk_discard(pos, len)
-        } else {
-            file.punch_hole(pos, len)
-        }
-    }
-
     fn write_zeroes(&self, bio: &Bio) -> Result {
         let (pos, len) = (bio.pos(), bio.len as u64);
         if len == 0 {
             return Ok(());
         }
-        let unsupported = |r: &Result| matches!(r, Err(code::EOPNOTSUPP | code::ENOTTY));
-        // The host falls back to writing by itself for devices.
         let file = self.file.file();
-        let first = if file.is_block_device() {
-            file.blk_zeroout(pos, len)
-        } else if bio.flags.contains(ReqFlags::NOUNMAP) {
-            file.zero_range(pos, len)
+        let keep = file.is_block_device() || bio.flags.contains(ReqFlags::NOUNMAP);
+        let first = if keep {
+            self.file.zero(pos, len)
         } else {
             match file.punch_hole(pos, len) {
-                r if unsupported(&r) => file.zero_range(pos, len),
+                r if is_unsupported(&r) => self.file.zero(pos, len),
                 r => r,
             }
         };
-        if !unsupported(&first) {
+        if !is_unsupported(&first) {
             return first;
         }
         let mut zeroes = SGTable::alloc_zeroed(bio.len.min(ZERO_CHUNK))?;

@@ -175,15 +175,43 @@ impl IoFile {
 
     /// What a flush says that the host answered so.
     pub(super) fn flushed(&self, res: Result) -> Result {
-        match (res, self.lost.get()) {
-            (Err(e), _) => {
-                if e != code::EINVAL && e != code::EROFS {
-                    self.remember(e);
-                }
-                Err(e)
-            }
-            (Ok(()), Some(lost)) => Err(*lost),
-            (Ok(()), None) => Ok(()),
+        self.range_flushed(res)?;
+        self.lost.get().map_or(Ok(()), |lost| Err(*lost))
+    }
+
+    /// What a flush of a range says that the host answered so.
+    pub(super) fn range_flushed(&self, res: Result) -> Result {
+        if let Err(e) = res
+            && e != code::EINVAL
+            && e != code::EROFS
+        {
+            self.remember(e);
+        }
+        res
+    }
+
+    /// Gives the blocks of a range back: a file reads as zeros there after, a device as it likes.
+    ///
+    /// Context: may sleep. Errors: those of [`File::punch_hole`] and [`File::blk_discard`].
+    #[doc(alias = "blkdev_issue_discard")]
+    pub fn discard(&self, pos: u64, len: u64) -> Result {
+        match (len, self.file.is_block_device()) {
+            (0, _) => Ok(()),
+            (_, true) => self.file.blk_discard(pos, len),
+            (_, false) => self.file.punch_hole(pos, len),
+        }
+    }
+
+    /// Has a range read as zeros, without data of ours. The blocks stay where possible.
+    ///
+    /// Context: may sleep. Errors: those of [`File::zero_range`] and [`File::blk_zeroout`].
+    #[doc(alias = "blkdev_issue_zeroout")]
+    pub fn zero(&self, pos: u64, len: u64) -> Result {
+        match (len, self.file.is_block_device()) {
+            (0, _) => Ok(()),
+            // A device without a command for it gets zeros written by the host.
+            (_, true) => self.file.blk_zeroout(pos, len),
+            (_, false) => self.file.zero_range(pos, len),
         }
     }
 
@@ -239,6 +267,9 @@ impl IoFile {
             IoOp::Write => self.write(&req.sg, at, len, pos, false),
             IoOp::WriteDurable => self.write(&req.sg, at, len, pos, true),
             IoOp::Flush => self.flush(),
+            IoOp::FlushRange => self.range_flushed(self.file.sync_range_dsync(pos, len as u64)),
+            IoOp::Discard => self.discard(pos, len as u64),
+            IoOp::WriteZeroes => self.zero(pos, len as u64),
         }
     }
 

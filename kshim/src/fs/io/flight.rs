@@ -9,6 +9,7 @@ use crate::page::check_range;
 use crate::scatterlist::SGTable;
 use crate::sys::aio::AioContext;
 use crate::sys::dataop::{DataOp, OpKind, OpVecs};
+use crate::sys::linux::file::Range;
 use crate::sys::ring::{MAX_DATA_OPS, PollRing};
 
 /// A request, from its submission to its end.
@@ -20,6 +21,10 @@ pub(crate) struct Flight {
     bounce: Option<SGTable>,
     /// How much is done.
     done: usize,
+    /// The data is written first, and then made durable.
+    in_two: bool,
+    /// It is written.
+    written: bool,
     /// What is being done. Stays as it is while the host has it.
     iov: OpVecs,
 }
@@ -50,6 +55,8 @@ impl Flight {
     ) -> core::result::Result<Box<Flight>, Box<(IoReq, Error)>> {
         match prepare(file, &req) {
             Ok(bounce) => Ok(Box::new(Flight {
+                in_two: writes_in_two(file, req.op),
+                written: false,
                 file: Arc::clone(file),
                 req,
                 bounce,
@@ -76,12 +83,15 @@ impl Flight {
 
     /// Gathers the pieces of what is left to do.
     fn next(&mut self) -> Result {
+        if !self.moves_data() {
+            self.iov.clear();
+            return Ok(());
+        }
         let (at, left) = (self.req.sg_at + self.done, self.req.len - self.done);
         let iov = &mut self.iov;
         iov.clear();
         let read = self.req.op == IoOp::Read;
         match &mut self.bounce {
-            _ if self.req.op == IoOp::Flush => Ok(()),
             Some(b) if read => b.for_each_raw_mut(self.done, left, |p, n| iov.push(p, n)),
             Some(b) => b.for_each_raw(self.done, left, |p, n| iov.push(p.cast_mut(), n)),
             None if read => self
@@ -95,17 +105,30 @@ impl Flight {
         }
     }
 
+    /// Whether what is to be done next moves data.
+    fn moves_data(&self) -> bool {
+        self.req.op.has_data() && !self.written
+    }
+
     fn op(&self) -> DataOp<'_> {
+        let on_device = self.file.file().is_block_device();
+        let kind = match self.req.op {
+            IoOp::Read => OpKind::Read,
+            IoOp::WriteDurable if self.written => OpKind::Sync,
+            IoOp::WriteDurable if !self.in_two => OpKind::WriteDsync,
+            IoOp::Write | IoOp::WriteDurable => OpKind::Write,
+            IoOp::Flush | IoOp::FlushRange => OpKind::Sync,
+            IoOp::Discard if on_device => OpKind::BlkDiscard,
+            IoOp::Discard => OpKind::Fallocate(Range::PunchHole),
+            IoOp::WriteZeroes => OpKind::Fallocate(Range::Zero),
+        };
+        let done = if self.moves_data() { self.done } else { 0 };
         DataOp {
-            kind: match self.req.op {
-                IoOp::Read => OpKind::Read,
-                IoOp::Write => OpKind::Write,
-                IoOp::WriteDurable => OpKind::WriteDsync,
-                IoOp::Flush => OpKind::Sync,
-            },
+            kind,
             fd: self.file.file().as_fd(),
             iov: &self.iov,
-            pos: self.req.pos.saturating_add(self.done as u64),
+            pos: self.req.pos.saturating_add(done as u64),
+            len: self.req.len,
         }
     }
 
@@ -122,10 +145,14 @@ impl Flight {
                 e => Step::End(Err(e)),
             };
         };
-        if self.req.op == IoOp::Flush {
+        if !self.moves_data() {
             return Step::End(Ok(()));
         }
         self.done = self.done.saturating_add(n).min(self.req.len);
+        if self.done == self.req.len && self.in_two {
+            self.written = true;
+            return Step::Again;
+        }
         if self.done == self.req.len {
             return Step::End(Ok(()));
         }
@@ -145,9 +172,16 @@ fn tell(file: Arc<IoFile>, req: IoReq, res: Result) {
     end.io_done(req, res);
 }
 
+/// Whether a durable write is a write and a flush of its range. The ring does the buffered writes of a file one after the
+/// other, each with its wait for the disk if it is to be durable; flushes run side by side, and share what they wait for.
+fn writes_in_two(file: &IoFile, op: IoOp) -> bool {
+    op == IoOp::WriteDurable && file.engine() == Engine::Uring && !file.file().is_direct()
+}
+
 /// Checks a request, and answers aligned memory if it needs some.
 fn prepare(file: &IoFile, req: &IoReq) -> Result<Option<SGTable>> {
-    if req.op == IoOp::Flush {
+    if !req.op.has_data() {
+        req.pos.checked_add(req.len as u64).ok_or(code::EINVAL)?;
         return Ok(None);
     }
     check_range(req.sg_at, req.len, req.sg.len())?;
@@ -182,6 +216,9 @@ impl Ended {
         };
         let res = match flight.req.op {
             IoOp::Flush => flight.file.flushed(res),
+            IoOp::FlushRange => flight.file.range_flushed(res),
+            IoOp::WriteDurable if flight.written => flight.file.range_flushed(res),
+            IoOp::WriteDurable if flight.in_two => res,
             IoOp::WriteDurable => match res {
                 Err(e) if e == code::EIO => {
                     flight.file.remember(e);
@@ -197,7 +234,7 @@ impl Ended {
                 }
                 (res, _) => res,
             },
-            IoOp::Write => res,
+            IoOp::Write | IoOp::Discard | IoOp::WriteZeroes => res,
         };
         let Flight { file, req, .. } = *flight;
         tell(file, req, res);

@@ -92,7 +92,7 @@ impl Engine {
             return e.checked();
         }
         match crate::sys::linux::proc::env("KSHIM_ENGINE").as_deref() {
-            None | Some("" | "auto") => Ok(AUTO),
+            None | Some("" | "auto") => Ok(Engine::best()),
             Some(text) => text
                 .parse::<Engine>()
                 .inspect_err(|_| {
@@ -100,6 +100,12 @@ impl Engine {
                 })?
                 .checked(),
         }
+    }
+
+    /// The first of [`Engine::ALL`] that this host has.
+    fn best() -> Engine {
+        let found = Engine::ALL.into_iter().find(|e| e.probe().is_ok());
+        found.unwrap_or(Engine::Threads)
     }
 
     fn checked(self) -> Result<Engine> {
@@ -113,7 +119,7 @@ impl Engine {
     }
 
     /// Makes an engine that of all files opened from now on for which none is named; `None`: what the environment
-    /// variable `KSHIM_ENGINE` says, else threads.
+    /// variable `KSHIM_ENGINE` says, else the first of [`Engine::ALL`] that the host has.
     ///
     /// Context: may sleep. Errors: as [`Engine::choose`]; nothing is changed then.
     pub fn set_default(engine: Option<Engine>) -> Result {
@@ -126,9 +132,6 @@ impl Engine {
         Ok(())
     }
 }
-
-/// What nobody chose.
-const AUTO: Engine = Engine::Threads;
 
 /// The number in [`Engine::ALL`] of the engine for all files.
 static DEFAULT: AtomicU8 = AtomicU8::new(u8::MAX);

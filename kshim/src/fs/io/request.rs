@@ -22,6 +22,24 @@ pub enum IoOp {
     /// Make durable what was written before.
     #[doc(alias = "IOCB_CMD_FDSYNC")]
     Flush,
+    /// Make durable what was written to a range before, at least; says nothing of what an earlier flush has lost.
+    #[doc(alias = "vfs_fsync_range")]
+    FlushRange,
+    /// Give the blocks of a range back.
+    #[doc(alias = "FALLOC_FL_PUNCH_HOLE")]
+    #[doc(alias = "BLKDISCARD")]
+    Discard,
+    /// Have a range read as zeros, and keep its blocks.
+    #[doc(alias = "FALLOC_FL_ZERO_RANGE")]
+    #[doc(alias = "BLKZEROOUT")]
+    WriteZeroes,
+}
+
+impl IoOp {
+    /// Whether the request has data.
+    pub fn has_data(self) -> bool {
+        matches!(self, IoOp::Read | IoOp::Write | IoOp::WriteDurable)
+    }
 }
 
 /// Who hears of the end of a request.
@@ -31,8 +49,8 @@ pub trait IoEnd: Send + Sync {
     /// Called exactly once for each submitted request, after the submit has returned, on the reactor that submitted it or on a
     /// thread; it must not block. The request holds the file no longer.
     ///
-    /// The errors are those of [`IoFile::read`](super::IoFile::read), [`write`](super::IoFile::write) and
-    /// [`flush`](super::IoFile::flush).
+    /// The errors are those of [`IoFile::read`](super::IoFile::read), [`write`](super::IoFile::write),
+    /// [`flush`](super::IoFile::flush), [`discard`](super::IoFile::discard) and [`zero`](super::IoFile::zero).
     #[doc(alias = "ki_complete")]
     fn io_done(&self, req: IoReq, res: Result);
 }
@@ -43,7 +61,7 @@ impl<F: Fn(IoReq, Result) + Send + Sync> IoEnd for F {
     }
 }
 
-/// One read, write or flush of an [`IoFile`](super::IoFile).
+/// One read, write, flush or change without data of an [`IoFile`](super::IoFile).
 ///
 /// C header: `include/linux/fs.h` (`struct kiocb`)
 #[doc(alias = "kiocb")]
@@ -53,7 +71,7 @@ pub struct IoReq {
     /// Where in the file, in bytes.
     #[doc(alias = "ki_pos")]
     pub pos: u64,
-    /// How many bytes; 0 for a flush.
+    /// How many bytes; 0 for a flush of the whole file.
     pub len: usize,
     /// The data.
     pub sg: SGTable,

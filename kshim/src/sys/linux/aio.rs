@@ -76,6 +76,7 @@ impl AioContext {
             OpKind::Read => IOCB_CMD_PREADV,
             OpKind::Write | OpKind::WriteDsync => IOCB_CMD_PWRITEV,
             OpKind::Sync => IOCB_CMD_FDSYNC,
+            OpKind::Fallocate(_) | OpKind::BlkDiscard => return Err(code::EOPNOTSUPP),
         };
         if op.kind != OpKind::Sync {
             let pieces = op.iov.pieces();

@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use super::file::IoVecs;
+use super::file::{IoVecs, Range};
 
 /// Most pieces of memory in one operation; a command has one, nearly always.
 pub(crate) const OP_SEGS: usize = 8;
@@ -17,8 +17,12 @@ pub(crate) enum OpKind {
     Write,
     /// Write, and make what was written durable.
     WriteDsync,
-    /// `fdatasync`.
+    /// `fdatasync` of the range, or of all if its length is 0.
     Sync,
+    /// `fallocate` of the range.
+    Fallocate(Range),
+    /// Discard of the range, on a block device.
+    BlkDiscard,
 }
 
 /// One operation. It borrows what it needs to be started; who starts it keeps file, pieces and memory until its end.
@@ -27,4 +31,6 @@ pub(crate) struct DataOp<'a> {
     pub(crate) fd: BorrowedFd<'a>,
     pub(crate) iov: &'a OpVecs,
     pub(crate) pos: u64,
+    /// Bytes of the range, for what has no data.
+    pub(crate) len: usize,
 }

@@ -252,14 +252,24 @@ pub(crate) enum Range {
     Allocate,
 }
 
+impl Range {
+    fn flags(self) -> FallocateFlags {
+        match self {
+            Range::PunchHole => FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            Range::Zero => FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
+            Range::Allocate => FallocateFlags::empty(),
+        }
+    }
+
+    /// The mode of `fallocate(2)`.
+    pub(crate) fn mode(self) -> i32 {
+        self.flags().bits().cast_signed()
+    }
+}
+
 /// `fallocate`, which never changes the size but for `Allocate`.
 pub(crate) fn fallocate(fd: BorrowedFd<'_>, what: Range, pos: u64, len: u64) -> Result {
-    let flags = match what {
-        Range::PunchHole => FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-        Range::Zero => FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
-        Range::Allocate => FallocateFlags::empty(),
-    };
-    retry(|| rustix::fs::fallocate(fd, flags, pos, len))
+    retry(|| rustix::fs::fallocate(fd, what.flags(), pos, len))
 }
 
 /// `copy_file_range`, once.

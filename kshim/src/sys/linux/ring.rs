@@ -36,6 +36,9 @@ const IORING_ENTER_GETEVENTS: u32 = 1 << 0;
 const IORING_ENTER_EXT_ARG: u32 = 1 << 3;
 const IORING_ENTER_NO_IOWAIT: u32 = 1 << 7;
 
+/// From include/uapi/linux/blkdev.h (6.12): `_IO(0x12, 0)`.
+const BLOCK_URING_CMD_DISCARD: u32 = 0x1200;
+
 /// `struct io_uring_getevents_arg`.
 #[repr(C)]
 struct GetEventsArg {
@@ -218,9 +221,27 @@ impl PollRing {
                 .offset(op.pos)
                 .rw_flags(dsync)
                 .build(),
-            (OpKind::Sync, _) => opcode::Fsync::new(fd)
-                .flags(types::FsyncFlags::DATASYNC)
+            (OpKind::Sync, _) => {
+                let whole = opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC);
+                match u32::try_from(op.len) {
+                    Ok(len @ 1..) => whole.offset(op.pos).len(len),
+                    _ => whole,
+                }
+                .build()
+            }
+            (OpKind::Fallocate(what), _) => opcode::Fallocate::new(fd, op.len as u64)
+                .offset(op.pos)
+                .mode(what.mode())
                 .build(),
+            (OpKind::BlkDiscard, _) => {
+                // Its length stands in `addr3`, where other commands have their own bytes.
+                let mut cmd = [0; 16];
+                cmd[..8].copy_from_slice(&(op.len as u64).to_ne_bytes());
+                opcode::UringCmd16::new(fd, BLOCK_URING_CMD_DISCARD)
+                    .addr(Some(op.pos))
+                    .cmd(cmd)
+                    .build()
+            }
         };
         self.push(&entry.user_data(KEY_DATA | u64::from(number)))
     }

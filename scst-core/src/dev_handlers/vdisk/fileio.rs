@@ -1,7 +1,7 @@
 //! The data of a file device: cached reads and buffered writes inline, the rest by the file's engine ([`kshim::fs::Engine`]),
 //! or on the device's threads if that is `threads`.
 //!
-//! DIFFERS: a flush is an fdatasync, and a FUA write an O_DSYNC write of its range, with O_DIRECT too; SCST writes back a range of pages
+//! DIFFERS: a flush is an fdatasync, and a FUA write an O_DSYNC write of its range (or a write and an fdatasync of its range), with O_DIRECT too; SCST writes back a range of pages
 //! that it computes wrongly, never flushes the disk's own cache, and with O_DIRECT does nothing. DIFFERS: the failure of a flush,
 //! with IMMED too, is told at all flushes from then on, until the file is opened again; SCST tells it once or, with IMMED, never. DIFFERS: `write_through` makes each write an O_DSYNC write; SCST opens the file with
 //! O_DSYNC, and again when MODE SELECT switches the cache.
@@ -15,7 +15,7 @@ use super::store::{read_outcome, write_outcome};
 use crate::cmd::Cmd;
 use crate::core::cmd_done;
 use kshim::error::{Result, code};
-use kshim::fs::{File, IoEnd, IoFile, IoOp, IoReq, KiocbFlags, OpenOptions};
+use kshim::fs::{Engine, File, IoEnd, IoFile, IoOp, IoReq, KiocbFlags, OpenOptions};
 use kshim::scatterlist::SGTable;
 use std::path::Path;
 use std::sync::Arc;
@@ -58,7 +58,7 @@ impl IoEnd for CmdEnd {
         // A flush that nobody waits for has none.
         let cmd = req.private.and_then(|p| p.downcast::<Cmd>().ok());
         let Some(mut cmd) = cmd else { return };
-        if op != IoOp::Flush {
+        if op.has_data() {
             *cmd.sg_mut() = req.sg;
         }
         if let Err(e) = res {
@@ -112,11 +112,17 @@ impl FileStore {
         self.io.is_async()
     }
 
+    /// Whether the engine makes single ranges durable: then a durable write is one into the page cache, and a flush of its range.
+    #[inline]
+    pub(super) fn flushes_ranges(&self) -> bool {
+        self.io.engine() == Engine::Uring && !self.file().is_direct()
+    }
+
     /// Gives a command's read, write or flush to the engine, which completes it. Context: reactor; never sleeps.
     pub(super) fn submit(&self, mut cmd: Box<Cmd>, op: IoOp, pos: u64, len: usize) {
         let end = Arc::clone(&self.end) as Arc<dyn IoEnd>;
         let mut req = IoReq::new(op, pos, len, end);
-        if op != IoOp::Flush {
+        if op.has_data() {
             req.sg = std::mem::take(cmd.sg_mut());
         }
         req.private = Some(cmd);

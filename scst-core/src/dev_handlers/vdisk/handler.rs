@@ -470,13 +470,22 @@ impl Vdisk {
         match store {
             Store::File(f) => {
                 let r = match cx {
-                    ExecContext::Atomic if durable => {
+                    ExecContext::Atomic if durable && !f.flushes_ranges() => {
                         return engine_or_thread(f, cmd, IoOp::WriteDurable, pos, len);
                     }
                     ExecContext::Atomic => match f.write_inline(pos, cmd.sg(), len) {
+                        Inline::Done(Ok(())) if durable => {
+                            f.submit(cmd, IoOp::FlushRange, pos, len);
+                            return ExecRes::Pending;
+                        }
                         Inline::Done(r) => r,
                         Inline::WouldBlock => {
-                            return engine_or_thread(f, cmd, IoOp::Write, pos, len);
+                            let op = if durable {
+                                IoOp::WriteDurable
+                            } else {
+                                IoOp::Write
+                            };
+                            return engine_or_thread(f, cmd, op, pos, len);
                         }
                     },
                     ExecContext::Thread => f.write_sync(pos, cmd.sg(), len, durable),
