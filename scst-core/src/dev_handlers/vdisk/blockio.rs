@@ -8,6 +8,7 @@
 use super::VdiskParams;
 use super::handler::apply;
 use super::store::{read_outcome, write_outcome};
+use super::walk::Lane;
 use crate::cmd::{Cmd, ExecRes};
 use crate::core::cmd_done;
 use crate::sense;
@@ -29,6 +30,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(super) struct BlockStore {
     bdev: Arc<BlockDevice>,
     flush_unsupported: bool,
+    /// Past the page cache: reads and writes don't end inside their submit.
+    direct: bool,
     /// A flush for which no command waited has failed: the next one that somebody waits for says so.
     unreported_failure: Arc<AtomicBool>,
 }
@@ -49,6 +52,7 @@ impl BlockStore {
         let mut store = Self {
             bdev,
             flush_unsupported: false,
+            direct: mode.contains(BlkMode::DIRECT),
             unreported_failure: Arc::new(AtomicBool::new(false)),
         };
         if !p.read_only && !p.nv_cache && !p.write_through && store.flush_sync().is_err() {
@@ -125,6 +129,12 @@ impl BlockStore {
                 finish(bio, status).map_or(ExecRes::Pending, ExecRes::Completed)
             }
         }
+    }
+
+    /// For plans that are carried out by bios without a thread: not on memory, where all of it would be done on the reactor.
+    pub(super) fn lane(&self, reads: bool) -> Option<Lane> {
+        let apart = !self.bdev.is_inline() && (self.direct || !reads);
+        apart.then(|| Lane::Block(Arc::clone(&self.bdev), Arc::clone(&self.unreported_failure)))
     }
 
     /// Whether a flush for which nobody waited has failed; told once.

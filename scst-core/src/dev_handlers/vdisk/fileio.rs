@@ -12,6 +12,7 @@ use super::VdiskParams;
 use super::breaker::Breaker;
 use super::handler::apply;
 use super::store::{read_outcome, write_outcome};
+use super::walk::Lane;
 use crate::cmd::Cmd;
 use crate::core::cmd_done;
 use kshim::error::{Result, code};
@@ -116,6 +117,11 @@ impl FileStore {
     #[inline]
     pub(super) fn flushes_ranges(&self) -> bool {
         self.io.engine() == Engine::Uring && !self.file().is_direct()
+    }
+
+    /// For plans that the engine carries out. Context: any.
+    pub(super) fn lane(&self) -> Option<Lane> {
+        self.has_engine().then(|| Lane::File(Arc::clone(&self.io)))
     }
 
     /// Gives a command's read, write or flush to the engine, which completes it. Context: reactor; never sleeps.

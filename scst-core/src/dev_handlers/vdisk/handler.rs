@@ -5,8 +5,10 @@ use super::control::{control_bits, param_list};
 use super::fileio::{FileStore, Inline};
 use super::medium::Medium;
 use super::misc;
+use super::plan::Plan;
 use super::reply::{Fault, Reply};
 use super::store::{Outcome, Store, read_outcome, write_outcome};
+use super::walk::{self, Lane};
 use super::{PortInfo, Vdisk, VdiskKind};
 use crate::alua::{self, TgState};
 use crate::caw;
@@ -604,54 +606,91 @@ impl Vdisk {
         }
     }
 
-    /// Commands that read or write the medium for long, on a thread.
+    /// Commands that read or write the medium for long: by the engine where it can, else on a thread.
     fn exec_medium(&self, store: &Store, mut cmd: Box<Cmd>, cx: ExecContext, pos: u64) -> ExecRes {
-        if cx == ExecContext::Atomic {
-            return ExecRes::NeedThread(cmd);
-        }
+        let lane = match cx {
+            ExecContext::Thread => None,
+            ExecContext::Atomic => match planned(&cmd).and_then(|reads| Lane::of(store, reads)) {
+                None => return ExecRes::NeedThread(cmd),
+                lane => lane,
+            },
+        };
         // The buffer leaves the command for the time, so that the abort flag can be watched.
         let mut data = std::mem::take(cmd.sg_mut());
-        let result = {
-            let aborted = || cmd.is_aborted();
-            let medium = self.medium(store, &aborted);
-            let (cdb, len) = (cmd.cdb(), cmd.data_len());
-            let bytchk = cmd.cdb_byte(1) & BYTCHK != 0;
-            data.truncate(usize_of(cmd.write_len().min(cmd.bufflen())));
-            match cmd.cdb_byte(0) {
-                op::VERIFY_10 | op::VERIFY_12 | op::VERIFY_16 => {
-                    medium.verify(pos, len, bytchk.then_some(&data))
-                }
-                op::WRITE_SAME_10 | op::WRITE_SAME_16 => {
-                    let len_off = cmd.info().map_or(0, |i| i.len_off());
-                    // DIFFERS: SCST takes more than one block, and leaves the rest.
-                    if cmd.expected_transfer_len() > cmd.bufflen() {
-                        Err(sense::PARAMETER_LIST_LENGTH_INVALID.into())
-                    } else {
-                        medium.write_same(cdb, len_off, pos, len, &mut data)
-                    }
-                }
-                op::UNMAP => medium.unmap(cdb, usize_of(cmd.bufflen()), &data),
-                op::ORWRITE_16 => {
-                    let n = self.whole_blocks(data.len());
-                    data.truncate(n);
-                    medium.or_write(pos, &data, self.wants_durable(&cmd))
-                }
-                _ => {
-                    let n = self.whole_blocks(data.len());
-                    data.truncate(n);
-                    let durable = self.is_write_through();
-                    let written = store.write(pos, &mut data, n, durable);
-                    written
-                        .map_err(write_outcome)
-                        .and_then(|()| medium.verify(pos, len, Some(&data)))
-                }
+        data.truncate(usize_of(cmd.write_len().min(cmd.bufflen())));
+        let aborted = || cmd.is_aborted();
+        let medium = self.medium(store, &aborted);
+        let result = match (self.plan(&medium, &cmd, pos, &data), lane) {
+            (Ok(Some(mut plan)), Some(lane)) => {
+                plan.data = data;
+                return walk::start(cmd, plan, lane);
             }
+            (Ok(Some(mut plan)), None) => {
+                plan.data = data;
+                let result = medium.run(&mut plan);
+                data = plan.data;
+                result
+            }
+            (Ok(None), _) => self.change_medium_data(&medium, &cmd, pos, &mut data),
+            (Err(outcome), _) => Err(outcome),
         };
         *cmd.sg_mut() = data;
         if let Err(outcome) = result {
             apply(&mut cmd, outcome);
         }
         ExecRes::Completed(cmd)
+    }
+
+    /// What VERIFY, WRITE SAME and UNMAP do. `None`: another command.
+    fn plan(
+        &self,
+        medium: &Medium<'_>,
+        cmd: &Cmd,
+        pos: u64,
+        data: &SGTable,
+    ) -> std::result::Result<Option<Plan>, Outcome> {
+        let (cdb, len) = (cmd.cdb(), cmd.data_len());
+        match cmd.cdb_byte(0) {
+            op::VERIFY_10 | op::VERIFY_12 | op::VERIFY_16 => {
+                let bytchk = cmd.cdb_byte(1) & BYTCHK != 0;
+                medium.verify(pos, len, bytchk.then_some(data))
+            }
+            op::WRITE_SAME_10 | op::WRITE_SAME_16 => {
+                let len_off = cmd.info().map_or(0, |i| i.len_off());
+                // DIFFERS: SCST takes more than one block, and leaves the rest.
+                if cmd.expected_transfer_len() > cmd.bufflen() {
+                    Err(sense::PARAMETER_LIST_LENGTH_INVALID.into())
+                } else {
+                    medium.write_same(cdb, len_off, pos, len, data)
+                }
+            }
+            op::UNMAP => medium.unmap(cdb, usize_of(cmd.bufflen()), data),
+            _ => return Ok(None),
+        }
+        .map(Some)
+    }
+
+    /// ORWRITE, and WRITE AND VERIFY. Context: may sleep.
+    fn change_medium_data(
+        &self,
+        medium: &Medium<'_>,
+        cmd: &Cmd,
+        pos: u64,
+        data: &mut SGTable,
+    ) -> std::result::Result<(), Outcome> {
+        let n = self.whole_blocks(data.len());
+        data.truncate(n);
+        if cmd.cdb_byte(0) == op::ORWRITE_16 {
+            return medium.or_write(pos, data, self.wants_durable(cmd));
+        }
+        let durable = self.is_write_through();
+        let written = medium.store.write(pos, data, n, durable);
+        written.map_err(write_outcome)?;
+        let mut plan = medium.verify(pos, cmd.data_len(), Some(data))?;
+        plan.data = std::mem::take(data);
+        let result = medium.run(&mut plan);
+        *data = plan.data;
+        result
     }
 
     pub(super) fn medium<'a>(
@@ -798,6 +837,15 @@ impl Vdisk {
             cmd.fill_response(&data);
         }
         Ok(())
+    }
+}
+
+/// Whether a command is carried out by a plan, and that reads.
+fn planned(cmd: &Cmd) -> Option<bool> {
+    match cmd.cdb_byte(0) {
+        op::VERIFY_10 | op::VERIFY_12 | op::VERIFY_16 => Some(true),
+        op::WRITE_SAME_10 | op::WRITE_SAME_16 | op::UNMAP => Some(false),
+        _ => None,
     }
 }
 

@@ -1,25 +1,17 @@
-//! Commands that may sleep: durable writes, VERIFY, WRITE AND VERIFY, WRITE SAME, UNMAP, ORWRITE.
+//! Commands that may sleep: VERIFY, WRITE SAME, UNMAP, which a [`Plan`] carries out step by step, and ORWRITE.
 //!
 //! They work in steps of bounded memory, and look between steps whether task management wants the command gone.
 //!
 //! C source: `vdev_verify`, `vdisk_exec_write_same`, `vdisk_exec_unmap` of `scst/src/dev_handlers/scst_vdisk.c`,
 //! `scst_write_same` of `scst/src/scst_lib.c`
 
+use super::plan::Plan;
 use super::reply::Fault;
 use super::store::{Outcome, Store, read_outcome, write_outcome};
 use super::unmap::{self, Range};
 use crate::cdb::bytes::u8_at;
 use crate::sense;
-use kshim::error::code;
 use kshim::scatterlist::SGTable;
-
-/// Bytes read at a time by VERIFY.
-const VERIFY_STEP: usize = 256 * 1024;
-/// Bytes written at a time by WRITE SAME.
-#[doc(alias = "SCST_MAX_EACH_INTERNAL_IO_SIZE")]
-const WRITE_SAME_STEP: usize = 128 * 1024;
-/// Bytes unmapped at a time, so that an abort need not wait for a whole device.
-const UNMAP_STEP: u64 = 64 * 1024 * 1024;
 
 /// Bytes read and written at a time by ORWRITE.
 const OR_WRITE_STEP: usize = 256 * 1024;
@@ -45,35 +37,32 @@ pub(super) struct Medium<'a> {
 }
 
 impl Medium<'_> {
-    /// Reads a range and, if there is data to compare with, compares. An aborted command ends early; its result does
-    /// not count.
-    pub(super) fn verify(&self, pos: u64, len: u64, data: Option<&SGTable>) -> Result<(), Outcome> {
-        if matches!(self.store, Store::Null) {
-            return Ok(());
-        }
-        if self.needs_flush {
-            self.store.flush().map_err(write_outcome)?;
-        }
-        let len = data.map_or(len, |d| len.min(to_u64(d.len())));
-        let step = usize::try_from(len).unwrap_or(VERIFY_STEP).min(VERIFY_STEP);
-        let mut buf = SGTable::alloc(step).map_err(read_outcome)?;
-        let mut done = 0u64;
-        while done < len && !(self.aborted)() {
-            let n = step.min(usize::try_from(len.saturating_sub(done)).unwrap_or(step));
-            self.store
-                .read(pos.saturating_add(done), &mut buf, n)
-                .map_err(read_outcome)?;
-            if let Some(data) = data {
-                let at = usize::try_from(done).map_err(|_| sense::INTERNAL_FAILURE)?;
-                match data.compare_sg(at, &buf, 0, n) {
-                    Ok(None) => {}
-                    Ok(Some(_)) => return Err(sense::MISCOMPARE.into()),
-                    Err(_) => return Err(sense::INTERNAL_FAILURE.into()),
-                }
-            }
-            done = done.saturating_add(to_u64(n));
+    /// Carries a plan out on the calling thread. An aborted command ends early; its result does not count. Context: may sleep.
+    pub(super) fn run(&self, plan: &mut Plan) -> Result<(), Outcome> {
+        while !(self.aborted)() {
+            let Some(step) = plan.next()? else {
+                return Ok(());
+            };
+            let res = self.store.access(step, &mut plan.buf);
+            plan.ended(step, res)?;
         }
         Ok(())
+    }
+
+    /// Reads a range and, if there is data to compare with, compares.
+    pub(super) fn verify(
+        &self,
+        pos: u64,
+        len: u64,
+        data: Option<&SGTable>,
+    ) -> Result<Plan, Outcome> {
+        let len = data.map_or(len, |d| len.min(to_u64(d.len())));
+        let len = if matches!(self.store, Store::Null) {
+            0
+        } else {
+            len
+        };
+        Plan::verify(pos, len, data.is_some(), self.needs_flush)
     }
 
     /// WRITE SAME(10) and (16). `data` is the block to write; `len_off` is where the CDB has the number of blocks.
@@ -83,8 +72,8 @@ impl Medium<'_> {
         len_off: u16,
         pos: u64,
         len: u64,
-        data: &mut SGTable,
-    ) -> Result<(), Outcome> {
+        data: &SGTable,
+    ) -> Result<Plan, Outcome> {
         let ctrl = u8_at(cdb, 1);
         if ctrl & ANCHOR != 0 {
             return Err(Fault::cdb(1, Some(4)).into());
@@ -106,20 +95,13 @@ impl Medium<'_> {
         if !data.is_empty() && data.len() < self.block_len() {
             return Err(sense::PARAMETER_LIST_LENGTH_INVALID.into());
         }
-        if unmap && self.discard(pos, len)? {
-            return self.settle();
+        let pattern = self.pattern(data);
+        if unmap {
+            return Ok(Plan::unmap_or_write(pos, len, self.durable, pattern));
         }
         // The host cannot unmap, or was not asked to: the data is written.
         // DIFFERS: SCST answers GOOD and leaves the blocks as they are when the file system has no holes.
-        self.write_pattern(pos, len, data)
-    }
-
-    /// Makes what was done without data durable, on a device that promises it.
-    fn settle(&self) -> Result<(), Outcome> {
-        if self.durable {
-            self.store.flush().map_err(write_outcome)?;
-        }
-        Ok(())
+        Plan::write(pos, len, self.durable, pattern?)
     }
 
     /// ORWRITE(16): sets the bits of `data` on the medium. No other command runs meanwhile.
@@ -158,8 +140,8 @@ impl Medium<'_> {
             .unwrap_or(usize::MAX)
     }
 
-    /// Writes one block over and over.
-    fn write_pattern(&self, pos: u64, len: u64, data: &mut SGTable) -> Result<(), Outcome> {
+    /// The block that is written over and over.
+    fn pattern(&self, data: &SGTable) -> Result<Vec<u8>, Outcome> {
         let block = self.block_len();
         let mut pattern = vec![0u8; block.min(1 << 16)];
         if !data.is_empty() || block != pattern.len() {
@@ -170,37 +152,16 @@ impl Medium<'_> {
             data.copy_to_slice(0, &mut pattern)
                 .map_err(|_| sense::INTERNAL_FAILURE)?;
         }
-        if pattern.iter().all(|b| *b == 0) {
-            match self.store.zero(pos, len) {
-                Ok(()) => return self.settle(),
-                Err(code::EOPNOTSUPP) => {}
-                Err(e) => return Err(write_outcome(e)),
-            }
-        }
-        let step = usize::try_from(len)
-            .unwrap_or(WRITE_SAME_STEP)
-            .min(WRITE_SAME_STEP.max(block));
-        let mut buf = SGTable::alloc(step).map_err(write_outcome)?;
-        let mut at = 0usize;
-        while at < step {
-            buf.copy_from_slice(at, &pattern)
-                .map_err(|_| sense::INTERNAL_FAILURE)?;
-            at = at.saturating_add(block);
-        }
-        let mut done = 0u64;
-        while done < len && !(self.aborted)() {
-            let n = step.min(usize::try_from(len.saturating_sub(done)).unwrap_or(step));
-            let at = pos.saturating_add(done);
-            self.store
-                .write(at, &mut buf, n, self.durable)
-                .map_err(write_outcome)?;
-            done = done.saturating_add(to_u64(n));
-        }
-        Ok(())
+        Ok(pattern)
     }
 
     /// UNMAP with a parameter list of `list_len` bytes by the CDB.
-    pub(super) fn unmap(&self, cdb: &[u8], list_len: usize, data: &SGTable) -> Result<(), Outcome> {
+    pub(super) fn unmap(
+        &self,
+        cdb: &[u8],
+        list_len: usize,
+        data: &SGTable,
+    ) -> Result<Plan, Outcome> {
         let mut list = vec![0u8; list_len.min(data.len())];
         data.copy_to_slice(0, &mut list)
             .map_err(|_| sense::INTERNAL_FAILURE)?;
@@ -218,47 +179,19 @@ impl Medium<'_> {
         if total > u64::from(self.unmap_max_lba_cnt) {
             return Err(Fault::parms(0, None).into());
         }
-        for r in &ranges {
-            self.unmap_range(r)?;
-        }
-        if ranges.is_empty() {
-            return Ok(());
-        }
-        self.settle()
+        let parts = ranges.iter().map(|r| self.bytes(r)).collect();
+        Ok(Plan::unmap(parts, self.durable))
     }
 
-    fn unmap_range(&self, r: &Range) -> Result<(), Outcome> {
+    /// First byte and number of bytes of a range. `None`: it is not on the device.
+    fn bytes(&self, r: &Range) -> Option<(u64, u64)> {
         let blocks = u64::from(r.blocks);
-        if blocks == 0 || (self.aborted)() {
-            return Ok(());
+        let shift = |n: u64| n.checked_shl(u32::from(self.block_shift));
+        if blocks == 0 {
+            return Some((0, 0));
         }
-        if r.lba
-            .checked_add(blocks)
-            .is_none_or(|end| end > self.nblocks)
-        {
-            return Err(sense::BLOCK_OUT_RANGE.into());
-        }
-        // Cannot overflow: the range is inside the device.
-        let bytes = |n: u64| {
-            n.checked_shl(u32::from(self.block_shift))
-                .unwrap_or(u64::MAX)
-        };
-        // A host that cannot unmap is no error: the blocks just stay (SBC-3 4.7.3.4.3).
-        self.discard(bytes(r.lba), bytes(blocks)).map(|_| ())
-    }
-
-    /// Discards a range; answers whether the host could.
-    fn discard(&self, pos: u64, len: u64) -> Result<bool, Outcome> {
-        let mut done = 0u64;
-        while done < len && !(self.aborted)() {
-            let n = UNMAP_STEP.min(len.saturating_sub(done));
-            match self.store.discard(pos.saturating_add(done), n) {
-                Ok(()) => done = done.saturating_add(n),
-                Err(code::EOPNOTSUPP) => return Ok(false),
-                Err(e) => return Err(write_outcome(e)),
-            }
-        }
-        Ok(true)
+        let end = r.lba.checked_add(blocks)?;
+        (end <= self.nblocks).then_some((shift(r.lba)?, shift(blocks)?))
     }
 }
 

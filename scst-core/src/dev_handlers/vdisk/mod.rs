@@ -51,10 +51,12 @@ mod mode;
 mod mode_select;
 mod open;
 mod params;
+mod plan;
 mod reply;
 mod saved;
 mod store;
 mod unmap;
+mod walk;
 
 pub use device::{Features, Limits, Vdisk, VdiskError};
 pub use devtype::{VdiskType, dev_types};

@@ -3,6 +3,7 @@
 use super::blockio::BlockStore;
 use super::cdrom::CdStore;
 use super::fileio::FileStore;
+use super::plan::{Access, Step};
 use super::reply::Fault;
 use crate::sense;
 use kshim::error::{Error, Result, code};
@@ -111,6 +112,18 @@ impl Store {
             Self::Closed | Self::Null | Self::Cd(_) => Ok(()),
             Self::File(f) => f.flush(),
             Self::Block(b) => b.flush_sync(),
+        }
+    }
+
+    /// One access of a [`Plan`](super::plan::Plan), with its buffer. Context: may sleep.
+    pub(super) fn access(&self, step: Step, buf: &mut SGTable) -> Result {
+        let Step { access, pos, len } = step;
+        match access {
+            Access::Read => self.read(pos, buf, usize::try_from(len)?),
+            Access::Write { durable } => self.write(pos, buf, usize::try_from(len)?, durable),
+            Access::Discard => self.discard(pos, len),
+            Access::Zero => self.zero(pos, len),
+            Access::Flush => self.flush(),
         }
     }
 
