@@ -119,7 +119,10 @@ impl Options {
                 "--secs" => o.secs = value()?.parse().context(arg.to_owned())?,
                 "--work" => o.work = Some(list(value()?)),
                 "--target-cpus" => {
-                    let cpus = list(value()?).iter().map(|c| c.parse()).collect::<Result<_, _>>();
+                    let cpus = list(value()?)
+                        .iter()
+                        .map(|c| c.parse())
+                        .collect::<Result<_, _>>();
                     o.target_cpus = cpus.context(arg.to_owned())?;
                 }
                 "--targets" => o.targets = Some(list(value()?)),

@@ -19,7 +19,10 @@ const WORKS: [Work; 10] = [
     ("sr128k_qd8", &["-w", "read", "-b", "131072", "-q", "8"]),
     ("sw128k_qd8", &["-w", "write", "-b", "131072", "-q", "8"]),
     ("w4k_fua_qd8", &["-w", "randwrite", "-q", "8", "--fua"]),
-    ("w4k_sync8_qd8", &["-w", "randwrite", "-q", "8", "--sync", "8"]),
+    (
+        "w4k_sync8_qd8",
+        &["-w", "randwrite", "-q", "8", "--sync", "8"],
+    ),
     ("verify64k_qd8", &["-w", "verify", "-b", "65536", "-q", "8"]),
     ("unmap64k_qd8", &["-w", "unmap", "-b", "65536", "-q", "8"]),
 ];

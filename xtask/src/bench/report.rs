@@ -89,7 +89,11 @@ pub(super) fn circumstances(o: &Options) -> Result<String> {
         date.trim(),
         head.trim(),
         kernel.trim(),
-        o.target_cpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and "),
+        o.target_cpus
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(" and "),
         o.rounds,
         o.secs,
         o.nice,
