@@ -70,6 +70,11 @@ pub(super) fn media(cdb: &[u8]) -> Option<Media> {
     }
 }
 
+/// Whether a command makes durable what was written before: SYNCHRONIZE CACHE(10) and (16).
+pub(super) fn is_flush(cdb: &[u8]) -> bool {
+    matches!(cdb.first(), Some(0x35 | 0x91))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

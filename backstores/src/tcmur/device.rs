@@ -18,15 +18,16 @@ use kshim::sync::{Completion, CondVar, CondVarTimeoutResult, Mutex, SpinLock};
 use kshim::time::{Delta, Instant, Timer};
 
 use super::abi;
-use super::ffi::handler::{Calls, Handler};
+use super::cdb;
+use super::ffi::handler::{Calls, Handler, LockOwner};
 use super::ffi::mem::{DevMem, Event, LockState};
 use super::ffi::table::Table;
 use super::qcow;
 use super::registry;
 use super::request::{End, Job, Need, Owner, Step, What};
 use super::size::Found;
-use super::spec::Spec;
-use super::status;
+use super::spec::{Locking, Spec};
+use super::status::{self, SenseBuf};
 use super::whole::Whole;
 
 /// How often deadlines are looked at while requests are on their way.
@@ -121,8 +122,8 @@ pub(super) struct Device {
     /// As far as it is known without the handler.
     pub(super) size: Option<u64>,
     timeout: Option<Delta>,
-    /// Other servers have the device, too.
-    shared: bool,
+    /// Whether other servers have the device, too, and who may write.
+    locking: Locking,
     /// The status of the first flush that failed since it was opened: data may be lost.
     lost: AtomicI32,
     /// The handler wants the first write to a cluster to cover it.
@@ -153,8 +154,8 @@ impl Device {
         let (size, timeout) = (found.size, spec.timeout);
         // Asynchronous handlers, and those with many threads, know what they do.
         let whole = found.unit.filter(|_| handler.nr_threads == 1);
-        if spec.lock && !handler.calls.contains(Calls::LOCK) {
-            pr_err!("{path}: the handler has no locks, as lock=on wants");
+        if spec.lock != Locking::Off && !handler.calls.contains(Calls::LOCK) {
+            pr_err!("{path}: the handler has no locks, as lock= wants");
             return Err(EOPNOTSUPP);
         }
         registry::wait_until_free(cfgstring)?;
@@ -177,7 +178,7 @@ impl Device {
                 cfgstring: cfgstring.to_owned(),
                 size,
                 timeout,
-                shared: spec.lock,
+                locking: spec.lock,
                 lost: AtomicI32::new(abi::TCMU_STS_OK),
                 whole: whole.and_then(Whole::new),
                 queue: WorkerQueue::new(),
@@ -219,7 +220,17 @@ impl Device {
             dev.close();
             return Err(e);
         }
-        Ok(dev)
+        match dev.lock_at_open() {
+            Ok(true) => Ok(dev),
+            Ok(false) => {
+                dev.close();
+                Err(EBUSY)
+            }
+            Err(e) => {
+                dev.down();
+                Err(open_error(e))
+            }
+        }
     }
 
     /// What a handler has set must make sense.
@@ -295,7 +306,12 @@ impl Device {
     #[doc(alias = "alua_implicit_transition")]
     fn admit(&self, life: &mut Life, what: &What) -> Option<(Error, Option<LockState>)> {
         let wanted = match what.needs() {
-            _ if !self.shared => None,
+            _ if self.locking == Locking::Off => None,
+            // Only who opens the device takes the lock.
+            _ if self.locking != Locking::Implicit => match life.lock {
+                LockState::Write => None,
+                _ => return Some((ENOLINK, None)),
+            },
             Need::Write if life.lock != LockState::Write => Some(LockState::Write),
             Need::Read if life.lock_lost => Some(LockState::Read),
             Need::Flush if life.lock_lost => return Some((ENOLINK, None)),
@@ -374,8 +390,11 @@ impl Device {
             orig,
             ..
         } = owner;
-        let said = match step {
-            Step::Flush => self.flushed(said),
+        let said = match (step, &job.what) {
+            (Step::Flush, _) => self.flushed(said),
+            (Step::Main, What::Scsi(cmd)) if cdb::is_flush(&cmd.cdb) => {
+                self.command_flushed(said, &sense)
+            }
             _ => said,
         };
         let good = said == abi::TCMU_STS_OK;
@@ -421,6 +440,19 @@ impl Device {
                 said
             }
             Err(_) => said,
+        }
+    }
+
+    /// The same for a flush that was passed through: its handler may have its own words for a failure.
+    fn command_flushed(&self, said: c_int, sense: &SenseBuf) -> c_int {
+        match said {
+            abi::TCMU_STS_PASSTHROUGH_ERR if status::tells_failure(sense) => {
+                self.flushed(abi::TCMU_STS_WR_ERR);
+                said
+            }
+            abi::TCMU_STS_OK | abi::TCMU_STS_WR_ERR | abi::TCMU_STS_RD_ERR => self.flushed(said),
+            abi::TCMU_STS_HW_ERR => self.flushed(said),
+            _ => said,
         }
     }
 
@@ -519,17 +551,26 @@ impl Device {
                 _ => return,
             }
         }
-        self.on_thread("tcmur-close", |dev| {
-            if dev.drain(CLOSE_LIMIT) {
-                dev.unlock();
-                dev.handler.close(&dev.mem);
-                dev.down();
-            } else {
-                dev.life.lock().state = State::Stuck;
-                pr_crit!("{}: cannot be closed, commands do not end", dev.path);
-                registry::stuck();
+        let started = self.on_thread("tcmur-close", |dev| {
+            if !dev.drain(CLOSE_LIMIT) {
+                dev.stick();
+                while !dev.drain(CLOSE_LIMIT) {}
+                pr_notice!("{}: its commands have ended after all", dev.path);
             }
+            dev.unlock();
+            dev.handler.close(&dev.mem);
+            dev.down();
         });
+        if !started {
+            self.stick();
+        }
+    }
+
+    /// Gives up waiting for a close.
+    fn stick(&self) {
+        self.life.lock().state = State::Stuck;
+        pr_crit!("{}: cannot be closed, commands do not end", self.path);
+        registry::stuck();
     }
 
     /// The handler has closed it.
@@ -545,12 +586,34 @@ impl Device {
         }
     }
 
-    fn on_thread(&self, name: &str, f: impl FnOnce(&Device) + Send + 'static) {
-        let Some(me) = self.me.upgrade() else { return };
+    /// Has a thread of its own do something. `false`: there is none to be had.
+    fn on_thread(&self, name: &str, f: impl FnOnce(&Device) + Send + 'static) -> bool {
+        let Some(me) = self.me.upgrade() else {
+            return false;
+        };
         match kthread::run(name, move |_| f(&me)) {
             Ok(t) => t.detach(),
-            Err(e) => pr_crit!("{}: no thread {name}: {e}", self.path),
+            Err(e) => {
+                pr_crit!("{}: no thread {name}: {e}", self.path);
+                return false;
+            }
         }
+        true
+    }
+
+    /// Calls the handler for something that is no request. It is not closed meanwhile, nor opened again. `None`: it is not
+    /// open.
+    fn while_open<R>(&self, f: impl FnOnce(&Handler) -> R) -> Option<R> {
+        {
+            let mut life = self.life.lock();
+            if life.state != State::Open {
+                return None;
+            }
+            life.outstanding += 1;
+        }
+        let r = f(&self.handler);
+        self.ended();
+        Some(r)
     }
 
     /// Whether it will not change any more. Context: any.
@@ -609,15 +672,16 @@ impl Device {
         {
             return;
         }
-        self.on_thread("tcmur-event", |dev| {
+        let started = self.on_thread("tcmur-event", |dev| {
             kshim::time::delay::fsleep(EVENT_PAUSE);
             dev.event_pending.store(false, Ordering::SeqCst);
-            if dev.life.lock().state == State::Open
-                && let Err(e) = dev.handler.report_event(&dev.mem)
-            {
+            if let Some(Err(e)) = dev.while_open(|h| h.report_event(&dev.mem)) {
                 pr_err!("{}: cannot report events: {e}", dev.path);
             }
         });
+        if !started {
+            self.event_pending.store(false, Ordering::SeqCst);
+        }
     }
 
     /// Closes the device and opens it again until that works.
@@ -635,27 +699,40 @@ impl Device {
 
     /// For a device that is `Recovering`: closes it and opens it again where that is needed, and takes a lock.
     fn renew(&self, lock: Option<LockState>) {
-        self.on_thread("tcmur-reopen", move |dev| {
+        let started = self.on_thread("tcmur-reopen", move |dev| {
             while !dev.drain(CLOSE_LIMIT) {
                 pr_err!("{}: waiting for commands before it is opened", dev.path);
             }
             if (lock.is_none() || dev.life.lock().lock_lost) && !dev.reopen() {
                 return dev.down();
             }
+            if lock.is_none() {
+                dev.lock_again();
+            }
             if lock == Some(LockState::Write) && !dev.take_lock() {
                 return dev.down();
             }
-            let (lost, close) = {
-                let mut life = dev.life.lock();
-                life.state = State::Open;
-                (life.lost_again, life.close_wanted)
-            };
-            if close {
-                dev.close();
-            } else if lost {
+            if dev.renewed() {
                 dev.recover();
             }
         });
+        if !started {
+            // As it was: the next command, or the handler, tries again.
+            self.renewed();
+        }
+    }
+
+    /// The device takes requests again, or is closed if somebody wants that. Answers whether the storage was lost once more.
+    fn renewed(&self) -> bool {
+        let (lost, close) = {
+            let mut life = self.life.lock();
+            life.state = State::Open;
+            (life.lost_again, life.close_wanted)
+        };
+        if close {
+            self.close();
+        }
+        lost && !close
     }
 
     /// Closes the device and opens it again, until that works. `false`: somebody wants it closed; it is.
@@ -684,27 +761,67 @@ impl Device {
     /// Takes the lock from whoever has it. `false`: somebody wants the device closed; it is.
     #[doc(alias = "tcmu_acquire_dev_lock")]
     fn take_lock(&self) -> bool {
-        let take = || {
-            self.set_lock(&mut self.life.lock(), LockState::Locking);
-            self.handler.lock(&self.mem)
-        };
-        let mut said = take();
-        if matches!(said, abi::TCMU_STS_FENCED | abi::TCMU_STS_TIMEOUT) {
+        let mut said = self.call_lock(None);
+        if is_fenced(said) {
             if !self.reopen() {
                 return false;
             }
-            said = take();
+            said = self.call_lock(None);
         }
+        self.locked(said);
+        true
+    }
+
+    fn call_lock(&self, group: Option<u16>) -> c_int {
+        self.set_lock(&mut self.life.lock(), LockState::Locking);
+        self.handler.lock(&self.mem, group)
+    }
+
+    /// What became of an attempt to take the lock. Answers whether it is there.
+    fn locked(&self, said: c_int) -> bool {
         let got = said == abi::TCMU_STS_OK && self.handler.has_lock(&self.mem);
         let state = if got {
             pr_notice!("{}: has the lock", self.path);
             LockState::Write
         } else {
-            pr_warn_ratelimited!("{}: cannot have the lock ({said})", self.path);
+            let owner = self.handler.lock_owner(&self.mem);
+            pr_warn_ratelimited!("{}: cannot have the lock ({said}): {owner:?}", self.path);
             LockState::Unlocked
         };
         self.set_lock(&mut self.life.lock(), state);
-        true
+        got
+    }
+
+    /// With explicit failover the lock is taken before the first request. `false`: it cannot be had. Errors: what the handler said;
+    /// it has not opened the device again then.
+    fn lock_at_open(&self) -> Result<bool, c_int> {
+        let Locking::Explicit(group) = self.locking else {
+            return Ok(true);
+        };
+        let mut said = self.call_lock(Some(group));
+        if is_fenced(said) {
+            self.handler.close(&self.mem);
+            self.handler.open(&self.mem, true)?;
+            said = self.call_lock(Some(group));
+        }
+        Ok(self.locked(said))
+    }
+
+    /// The device was opened again, with explicit failover: takes its lock back if nobody else has it. Where that cannot
+    /// be told, an initiator has to ask for it.
+    fn lock_again(&self) {
+        let Locking::Explicit(group) = self.locking else {
+            return;
+        };
+        match self.handler.lock_owner(&self.mem) {
+            LockOwner::Nobody => {}
+            LockOwner::Group(owner) if owner == group => {}
+            owner => {
+                return pr_warn!("{}: has lost the lock: {owner:?}", self.path);
+            }
+        }
+        let said = self.call_lock(Some(group));
+        self.locked(said);
     }
 
     /// Before the handler closes it.
@@ -720,12 +837,14 @@ impl Device {
 
     /// What is behind the device has another size now: asks the handler, and takes it.
     ///
-    /// Context: may sleep. Errors: `EINVAL`: the handler does not agree, or it is no number of blocks.
+    /// Context: may sleep. Errors: `EINVAL`: the handler does not agree, or it is no number of blocks. `EAGAIN`: it is just being opened
+    /// again.
     pub(super) fn resize(&self, bytes: u64) -> Result {
         if bytes == self.capacity() {
             return Ok(());
         }
-        if let Err(e) = self.handler.resize(&self.mem, bytes) {
+        let said = self.while_open(|h| h.resize(&self.mem, bytes));
+        if let Err(e) = said.ok_or(EAGAIN)? {
             pr_err!(
                 "{}: the handler does not take {bytes} bytes: {e}",
                 self.path
@@ -750,6 +869,11 @@ impl Device {
         pr_notice!("{}: {bytes} bytes now", self.path);
         Ok(())
     }
+}
+
+/// Whether the device has to be opened again before it can have the lock.
+fn is_fenced(said: c_int) -> bool {
+    matches!(said, abi::TCMU_STS_FENCED | abi::TCMU_STS_TIMEOUT)
 }
 
 /// What a handler's `open` returned; some return -1 for anything.

@@ -145,22 +145,27 @@ impl BlockOps for Disk {
 
     fn open(&self, mode: BlkMode) -> Result {
         let _gate = self.gate.lock();
-        let dev = match self.dev() {
-            Some(dev) => dev,
-            None => self.open_device()?,
+        // Found and counted in one step, as the last of the others may close it at any time.
+        let there = {
+            let mut st = self.state.lock();
+            st.openers += usize::from(st.dev.is_some());
+            st.dev.clone()
         };
-        let fits = suits(&dev, mode);
-        let mut st = self.state.lock();
-        if fits.is_ok() {
-            st.openers += 1;
+        if let Some(dev) = there {
+            let fits = suits(&dev, mode);
+            if fits.is_err() {
+                self.release(mode);
+            }
+            return fits;
         }
-        if st.openers > 0 {
-            st.dev = Some(dev);
-        } else {
-            drop(st);
+        let dev = self.open_device()?;
+        if let Err(e) = suits(&dev, mode) {
             dev.close();
+            return Err(e);
         }
-        fits
+        let mut st = self.state.lock();
+        (st.dev, st.openers) = (Some(dev), 1);
+        Ok(())
     }
 
     fn release(&self, _mode: BlkMode) {

@@ -11,6 +11,8 @@ use crate::options::{parse_size, split_options};
 pub const DEFAULT_TIMEOUT: Delta = Delta::from_secs(60);
 /// Longest timeout that can be asked for.
 const MAX_TIMEOUT_SECS: i64 = 24 * 3600;
+/// What stands for no target port group where locks are named after them.
+pub(super) const NO_GROUP: u16 = u16::MAX;
 /// Longest path.
 const MAX_LEN: usize = 4096;
 
@@ -27,8 +29,19 @@ pub(super) struct Spec {
     pub(super) size: Option<u64>,
     /// `timeout=`; `None`: never.
     pub(super) timeout: Option<Delta>,
-    /// `lock=on`: other servers have the same device, and one at a time writes.
-    pub(super) lock: bool,
+    /// `lock=`: other servers have the same device, and one at a time writes.
+    pub(super) lock: Locking,
+}
+
+/// Who has the lock of a device that several servers have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Locking {
+    /// Nobody else has the device.
+    Off,
+    /// Who writes takes it.
+    Implicit,
+    /// Who opens the device takes it, in the name of this target port group.
+    Explicit(u16),
 }
 
 impl Spec {
@@ -49,13 +62,13 @@ impl Spec {
             cfg: rest.to_owned(),
             size: None,
             timeout: Some(DEFAULT_TIMEOUT),
-            lock: false,
+            lock: Locking::Off,
         };
         let (cfg, options) = split_options(rest);
         spec.cfg = cfg.to_owned();
         for (key, value) in options {
             spec.option(key, value).inspect_err(|_| {
-                pr_err!("{path}: {key:?} is no option, as size=BYTES, timeout=SECONDS, lock=on");
+                pr_err!("{path}: {key:?} is no option, as size=BYTES, timeout=SECONDS, lock=on, lock=group-N");
             })?;
         }
         Ok(spec)
@@ -71,8 +84,16 @@ impl Spec {
                 }
                 self.timeout = (secs > 0).then(|| Delta::from_secs(secs));
             }
-            ("lock", "on") => self.lock = true,
-            ("lock", "off") => self.lock = false,
+            ("lock", "on") => self.lock = Locking::Implicit,
+            ("lock", "off") => self.lock = Locking::Off,
+            ("lock", group) => {
+                let group = group.strip_prefix("group-").ok_or(EINVAL)?;
+                let group = group.parse().map_err(|_| EINVAL)?;
+                if group == NO_GROUP {
+                    return Err(EINVAL);
+                }
+                self.lock = Locking::Explicit(group);
+            }
             // The handler's own are set off by semicolons, which have another meaning for management.
             ("id" | "conf" | "osd_op_timeout", _) if self.subtype == "rbd" => {
                 self.cfg.push_str(&format!(";{key}={value}"));
@@ -107,7 +128,12 @@ mod tests {
         let s = Spec::parse("/dev/tcmur/rbd/pool/image?conf=/c&timeout=9&id=me").unwrap();
         assert_eq!(s.cfgstring(), "rbd/pool/image;conf=/c;id=me");
         let s = Spec::parse("/dev/tcmur/rbd/pool/image?lock=on").unwrap();
-        assert!(s.lock && s.cfgstring() == "rbd/pool/image");
+        assert_eq!(
+            (s.lock, s.cfgstring().as_str()),
+            (Locking::Implicit, "rbd/pool/image")
+        );
+        let s = Spec::parse("/dev/tcmur/rbd/pool/image?lock=group-7").unwrap();
+        assert_eq!(s.lock, Locking::Explicit(7));
         let s = Spec::parse("/dev/tcmur/qcow//what?").unwrap();
         assert_eq!(s.cfg, "/what?");
     }
@@ -128,6 +154,8 @@ mod tests {
             "/dev/tcmur/qcow//x?timeout=1e3",
             "/dev/tcmur/qcow//x?id=me",
             "/dev/tcmur/rbd/p/i?lock=1",
+            "/dev/tcmur/rbd/p/i?lock=group-",
+            "/dev/tcmur/rbd/p/i?lock=group-65535",
         ] {
             assert_eq!(Spec::parse(path), Err(EINVAL), "{path}");
         }

@@ -47,6 +47,14 @@ pub(super) fn to_result(sts: c_int) -> Result {
     }
 }
 
+/// Whether a handler's own sense data says that medium or device failed; none at all says that, too.
+pub(super) fn tells_failure(buf: &SenseBuf) -> bool {
+    own_sense(buf).is_none_or(|_| {
+        let key = if buf[0] & 2 == 0 { buf[2] } else { buf[1] };
+        matches!(key & 0xF, 0x3 | 0x4)
+    })
+}
+
 /// Whether the number is a status at all.
 pub(super) fn is_known(sts: c_int) -> bool {
     (abi::TCMU_STS_ASYNC_HANDLED..=abi::TCMU_STS_TOO_MANY_TGT_DESC).contains(&sts)
@@ -139,6 +147,19 @@ mod tests {
         }
         assert_eq!(to_result(i32::MIN), Err(EREMOTEIO));
         assert_eq!(to_outcome(0x1234, &[0; 96]), sense(4, 0x4400));
+    }
+
+    #[test]
+    fn failures_in_a_handlers_own_words() {
+        let mut buf = [0; 96];
+        assert!(tells_failure(&buf));
+        for (key, failure) in [(3, true), (4, true), (5, false), (2, false)] {
+            put_sense(&mut buf, key, 0x0C00);
+            assert_eq!(tells_failure(&buf), failure);
+            let mut descriptors = [0; 96];
+            (descriptors[0], descriptors[1]) = (0x72, key);
+            assert_eq!(tells_failure(&descriptors), failure);
+        }
     }
 
     #[test]

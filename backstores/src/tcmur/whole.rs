@@ -4,6 +4,8 @@
 //! writes what it got; what the backing file has around that is lost. So the first write to each cluster is made to cover it: what
 //! is missing is read before. It relies on the handler having one thread: nothing comes between the reads and the write.
 
+use std::collections::BTreeMap;
+
 use kshim::prelude::*;
 use kshim::scatterlist::SGTable;
 use kshim::sync::SpinLock;
@@ -15,7 +17,8 @@ pub(super) const MAX_UNIT: u64 = 2 << 20;
 #[derive(Debug)]
 pub(super) struct Whole {
     unit: u64,
-    written: SpinLock<Vec<u64>>,
+    /// Bits of 64 clusters each, by the number of the first of them divided by 64.
+    written: SpinLock<BTreeMap<u64, u64>>,
 }
 
 /// A write that is made larger.
@@ -52,7 +55,7 @@ impl Whole {
         let sane = unit.is_power_of_two() && (512..=MAX_UNIT).contains(&unit);
         sane.then(|| Whole {
             unit,
-            written: SpinLock::new(Vec::new()),
+            written: SpinLock::new(BTreeMap::new()),
         })
     }
 
@@ -90,8 +93,9 @@ impl Whole {
 
     fn is_written(&self, n: u64) -> bool {
         let written = self.written.lock();
-        let word = usize::try_from(n / 64).ok().and_then(|i| written.get(i));
-        word.is_some_and(|w| w >> (n % 64) & 1 != 0)
+        written
+            .get(&(n / 64))
+            .is_some_and(|w| w >> (n % 64) & 1 != 0)
     }
 
     /// So many bytes were written at `off`.
@@ -105,13 +109,7 @@ impl Whole {
         };
         let mut written = self.written.lock();
         for n in from..to {
-            let Ok(i) = usize::try_from(n / 64) else {
-                return;
-            };
-            if i >= written.len() {
-                written.resize(i + 1, 0);
-            }
-            written[i] |= 1 << (n % 64);
+            *written.entry(n / 64).or_insert(0) |= 1 << (n % 64);
         }
     }
 }
@@ -157,6 +155,11 @@ mod tests {
         let start = CAPACITY / 4096 * 4096;
         w.wrote(start, CAPACITY - start, CAPACITY);
         assert!(w.plan(CAPACITY - 512, 512, CAPACITY).unwrap().is_none());
+        // An image may say that it has any size: what is kept is of what was written.
+        let (w, capacity) = (Whole::new(512).unwrap(), 1 << 62);
+        w.wrote(capacity - 1024, 1024, capacity);
+        assert!(w.plan(capacity - 512, 100, capacity).unwrap().is_none());
+        assert!(w.plan(capacity - 1536, 100, capacity).unwrap().is_some());
         assert!(Whole::new(1000).is_none() && Whole::new(MAX_UNIT * 2).is_none());
     }
 }

@@ -8,11 +8,10 @@ use kshim::prelude::*;
 
 use super::mem::{CmdPtrs, DevMem};
 use crate::tcmur::abi;
+use crate::tcmur::spec::NO_GROUP;
 
 /// Longest name, subtype or description that is looked at.
 const MAX_TEXT: usize = 4096;
-/// `TCMU_INVALID_LOCK_TAG`: with implicit failover locks have none.
-const NO_TAG: u16 = u16::MAX;
 /// Most threads that a handler can ask for.
 const MAX_THREADS: usize = 64;
 
@@ -39,6 +38,17 @@ bitflags::bitflags! {
         /// `lock`
         const LOCK = 1 << 8;
     }
+}
+
+/// Who has a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::tcmur) enum LockOwner {
+    /// The server that has this target port group.
+    Group(u16),
+    /// No server.
+    Nobody,
+    /// The handler does not say.
+    Unknown,
 }
 
 /// One call with a command.
@@ -229,11 +239,28 @@ impl Handler {
         }
     }
 
-    /// Takes the lock that servers share, from whoever has it. Returns a status. Context: may sleep, for long.
-    pub(in crate::tcmur) fn lock(&self, dev: &DevMem) -> c_int {
+    /// Takes the lock that servers share, from whoever has it, and names it after a target port group, or nobody. Returns a status.
+    /// Context: may sleep, for long.
+    pub(in crate::tcmur) fn lock(&self, dev: &DevMem, group: Option<u16>) -> c_int {
+        let tag = group.unwrap_or(NO_GROUP);
         // SAFETY: as in `open`; it is open, and no command is in flight.
-        let said = self.table().lock.map(|f| unsafe { f(dev.dev(), NO_TAG) });
+        let said = self.table().lock.map(|f| unsafe { f(dev.dev(), tag) });
         said.unwrap_or(abi::TCMU_STS_NOT_HANDLED)
+    }
+
+    /// Whose the lock is, as far as the handler can tell. Context: may sleep.
+    pub(in crate::tcmur) fn lock_owner(&self, dev: &DevMem) -> LockOwner {
+        let mut tag = NO_GROUP;
+        // SAFETY: as in `lock`; the handler writes to the variable during the call only.
+        let said = self
+            .table()
+            .get_lock_tag
+            .map(|f| unsafe { f(dev.dev(), &raw mut tag) });
+        match said {
+            Some(abi::TCMU_STS_OK) => LockOwner::Group(tag),
+            Some(abi::TCMU_STS_NO_LOCK_HOLDERS) => LockOwner::Nobody,
+            _ => LockOwner::Unknown,
+        }
     }
 
     /// Gives the lock back. Returns a status. Context: may sleep, for long.
