@@ -7,7 +7,7 @@ mod ram;
 use common::{Rig, hex};
 use kshim::block::register_disk;
 use kshim::error::code;
-use kshim::fs::{File, OpenOptions};
+use kshim::fs::{Engine, File, OpenOptions};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use scst_core::dev_handlers::vdisk::{Vdisk, VdiskError, VdiskKind, VdiskParams};
@@ -303,6 +303,65 @@ fn unmap_and_write_same_limits() {
     assert_eq!(a.sense(), Some(sense::INVALID_OPCODE));
     let a = rig.write(0, &hex("93080000000000000000000000010000"), &[0; 512]);
     assert_eq!(a.sense(), Some(sense::INVALID_OPCODE));
+}
+
+/// VERIFY, WRITE SAME and UNMAP end alike, whoever does them.
+#[test]
+fn ranges_are_changed_and_compared_with_each_engine() {
+    const PATTERN: &str = "41000000000400000800";
+    const ZEROS_BY_UNMAP: &str = "93080000000000000008000000040000";
+    for (engine, block) in Engine::ALL
+        .into_iter()
+        .flat_map(|e| [(e, false), (e, true)])
+    {
+        if engine.probe().is_err() {
+            continue;
+        }
+        let dir = tempfile::tempdir().expect("scratch directory");
+        let file = scratch(dir.path(), SIZE);
+        file.write_at(&[9; LEN], 0).expect("written");
+        let more = [("thin_provisioned", "1"), ("engine", engine.name())];
+        let path = dir.path().join("disk");
+        let disk = if block {
+            block_disk(path.to_str().expect("text"), &more)
+        } else {
+            file_disk(dir.path(), &more)
+        };
+        let mut rig = Rig::new(&[(disk.expect("device"), false)]);
+        let good = |a: common::Answer| assert!(a.is_good(), "{engine} {block}: {:?}", a.sense());
+        good(rig.write(0, &hex("2f000000000000040000"), &[]));
+        good(rig.write(0, &hex("2f020000000000000800"), &[9; LEN]));
+        let mut other = [9; LEN];
+        other[LEN - 1] = 8;
+        let a = rig.write(0, &hex("2f020000000000000800"), &other);
+        assert_eq!(a.sense(), Some(sense::MISCOMPARE), "{engine} {block}");
+        // Blocks 4 to 11 of a pattern; of these, and of what was there, 8 to 11 of zeros; 0 to 1 are unmapped.
+        good(rig.write(0, &hex(PATTERN), &[7; 512]));
+        good(rig.write(0, &hex(ZEROS_BY_UNMAP), &[0; 512]));
+        let list = hex("001600100000000000000000000000000000000200000000");
+        good(rig.write(0, &hex("42000000000000001800"), &list));
+        let a = rig.read(0, &hex("28000000000000000c00"), 12 * 512);
+        for (n, byte) in [
+            (0, 0),
+            (1, 0),
+            (2, 9),
+            (3, 9),
+            (4, 7),
+            (7, 7),
+            (8, 0),
+            (11, 0),
+        ] {
+            let at = n * 512;
+            assert_eq!(a.data[at..at + 512], [byte; 512], "{engine} {block}: {n}");
+        }
+        good(rig.write(0, &hex("41000000000000000400"), &[0; 512]));
+        let a = rig.read(0, &hex("28000000000000000400"), 2048);
+        assert_eq!(a.data, [0; 2048], "{engine} {block}");
+        // The medium ends too early.
+        file.set_size(LEN as u64).expect("cut");
+        let a = rig.write(0, &hex("2f000000000000040000"), &[]);
+        assert_eq!(a.sense(), Some(sense::READ_ERROR), "{engine} {block}");
+    }
 }
 
 /// Whatever an initiator sends, there is an answer.
