@@ -9,32 +9,13 @@ use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::error::Result;
-use crate::sync::SpinLock;
-use crate::sys::sync::atomic::{AtomicBool, Ordering, fence};
+use crate::sync::{SpinLock, StopToken};
 use crate::sys::sync::{Arc, Parker, current_parker};
 use crate::sys::thread::{self, JoinHandle, ThreadOptions};
 use crate::time::{Delta, Instant};
 
 /// Longest thread name, in bytes; longer names are cut.
 pub const MAX_NAME_LEN: usize = thread::MAX_NAME_LEN;
-
-#[derive(Debug, Default)]
-struct Token {
-    stop: AtomicBool,
-    /// The thread's own parker, from its start on.
-    parker: crate::sync::OnceLock<Arc<Parker>>,
-}
-
-impl Token {
-    fn raise(&self) {
-        self.stop.store(true, Ordering::SeqCst);
-        // Pairs with the fence at the start of the thread: it sees the flag, or its parker is seen here.
-        fence(Ordering::SeqCst);
-        if let Some(parker) = self.parker.get() {
-            parker.unpark();
-        }
-    }
-}
 
 /// What a kthread learns of the wish to stop it. Stays on its thread.
 ///
@@ -43,7 +24,7 @@ impl Token {
 /// [`WorkerQueue::wait_next`]. Nothing polls.
 #[derive(Debug)]
 pub struct Stop {
-    token: Arc<Token>,
+    token: Arc<StopToken>,
     _own_thread: PhantomData<*mut ()>,
 }
 
@@ -55,7 +36,7 @@ impl Stop {
     #[inline]
     #[must_use]
     pub fn should_stop(&self) -> bool {
-        self.token.stop.load(Ordering::SeqCst)
+        self.token.is_raised()
     }
 
     /// Sleeps until the thread shall end.
@@ -136,7 +117,7 @@ impl Builder {
     ///
     /// Context: may sleep. Errors: `EAGAIN` when the host has no room for a thread, `EINVAL` for a name with NUL.
     pub fn spawn(self, f: impl FnOnce(&Stop) + Send + 'static) -> Result<Kthread> {
-        let token = Arc::new(Token::default());
+        let token = Arc::new(StopToken::default());
         let theirs = Arc::clone(&token);
         let name: Arc<str> = thread::cut_name(&self.opts.name).into();
         let label = Arc::clone(&name);
@@ -149,11 +130,8 @@ impl Builder {
     }
 }
 
-fn body(token: Arc<Token>, name: &str, f: impl FnOnce(&Stop)) {
-    // The cell is empty: only the thread itself fills it, once.
-    let _ = token.parker.set(current_parker());
-    // Pairs with the fence in `raise`.
-    fence(Ordering::SeqCst);
+fn body(token: Arc<StopToken>, name: &str, f: impl FnOnce(&Stop)) {
+    token.started();
     let stop = Stop {
         token,
         _own_thread: PhantomData,
@@ -202,7 +180,7 @@ pub fn run(name: &str, f: impl FnOnce(&Stop) + Send + 'static) -> Result<Kthread
 /// A running kthread. Dropping it stops and joins the thread.
 pub struct Kthread {
     name: Arc<str>,
-    token: Arc<Token>,
+    token: Arc<StopToken>,
     handle: Option<JoinHandle>,
 }
 
@@ -452,6 +430,7 @@ mod tests {
 
     use super::*;
     use crate::sync::Completion;
+    use crate::sync::atomic::{AtomicBool, Ordering};
 
     #[test]
     fn stop_wakes_a_sleeper_and_joins() {

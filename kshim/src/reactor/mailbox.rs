@@ -2,12 +2,11 @@
 //! is in [`super::wake`].
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::wake::{Door, WakeEntry, WakeList};
+use super::wake::{Door, Posts, WakeEntry, WakeList};
 use super::{Cx, MAX_SOURCES, Token};
 use crate::error::Result;
-use crate::sync::SpinLock;
 use crate::sys::poll::EventFd;
 
 /// A closure on its way to a reactor.
@@ -19,20 +18,12 @@ const FIRST_CHUNK: usize = 64;
 const CHUNKS: usize = 15;
 const _: () = assert!(FIRST_CHUNK * ((1 << CHUNKS) - 1) >= MAX_SOURCES);
 
-/// Posted closures; `closed` once the reactor takes no more.
-#[derive(Default)]
-struct Posts {
-    list: Vec<Post>,
-    closed: bool,
-}
-
 /// The shared half of a reactor. See the module's documentation.
 pub(super) struct Mailbox {
     bell: EventFd,
     door: CacheLine<Door>,
     wakes: CacheLine<WakeList>,
-    posts: SpinLock<Posts>,
-    nr_posts: AtomicUsize,
+    posts: Posts<Post>,
     stop: AtomicBool,
     rings: AtomicU64,
     /// The entries of all slots, in chunks that never move.
@@ -50,8 +41,7 @@ impl Mailbox {
             bell: EventFd::new()?,
             door: CacheLine::default(),
             wakes: CacheLine::default(),
-            posts: SpinLock::new(Posts::default()),
-            nr_posts: AtomicUsize::new(0),
+            posts: Posts::default(),
             stop: AtomicBool::new(false),
             rings: AtomicU64::new(0),
             chunks: Default::default(),
@@ -122,15 +112,9 @@ impl Mailbox {
 
     /// Queues a closure. False: the reactor has stopped, and the closure was dropped.
     pub(super) fn post(&self, f: Post) -> bool {
-        {
-            let mut posts = self.posts.lock();
-            if posts.closed {
-                drop(posts);
-                drop(f); // outside the lock: its captures may do anything
-                return false;
-            }
-            posts.list.push(f);
-            self.nr_posts.store(posts.list.len(), Ordering::Release);
+        if let Err(f) = self.posts.push(f) {
+            drop(f); // outside the lock: its captures may do anything
+            return false;
         }
         self.ring_if_asleep();
         true
@@ -138,17 +122,12 @@ impl Mailbox {
 
     /// Swaps the posted closures into the empty `out`. Reactor only.
     pub(super) fn take_posts(&self, out: &mut Vec<Post>) {
-        if self.nr_posts.load(Ordering::Acquire) == 0 {
-            return;
-        }
-        let mut posts = self.posts.lock();
-        core::mem::swap(&mut posts.list, out);
-        self.nr_posts.store(posts.list.len(), Ordering::Release);
+        self.posts.take(out);
     }
 
     /// From here on [`Mailbox::post`] refuses. Reactor only.
     pub(super) fn close(&self) {
-        self.posts.lock().closed = true;
+        self.posts.close();
     }
 
     /// Asks the reactor to end. Context: any thread.
@@ -180,9 +159,7 @@ impl Mailbox {
 
     /// Whether something waits for the reactor.
     pub(super) fn has_work(&self) -> bool {
-        !self.wakes.0.is_empty()
-            || self.nr_posts.load(Ordering::Relaxed) != 0
-            || self.stop.load(Ordering::Relaxed)
+        !self.wakes.0.is_empty() || !self.posts.is_empty() || self.stop.load(Ordering::Relaxed)
     }
 }
 

@@ -34,7 +34,8 @@
 //!
 //! A ring may come late, when the reactor has already woken for another reason; it then costs one empty round.
 
-use crate::sys::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use crate::sys::sync::Mutex;
+use crate::sys::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 /// The entry is on the list.
 const QUEUED: u64 = 1;
@@ -131,6 +132,62 @@ impl WakeList {
                 found(index, generation);
             }
         }
+    }
+}
+
+/// What others post to the reactor. An empty list is seen without the lock.
+pub(super) struct Posts<T> {
+    list: Mutex<List<T>>,
+    len: AtomicUsize,
+}
+
+struct List<T> {
+    items: Vec<T>,
+    /// The reactor takes no more.
+    closed: bool,
+}
+
+impl<T> Default for Posts<T> {
+    fn default() -> Self {
+        Self {
+            list: Mutex::new(List {
+                items: Vec::new(),
+                closed: false,
+            }),
+            len: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl<T> Posts<T> {
+    /// Adds one; the caller may have to ring. Errors: it comes back from a reactor that takes no more.
+    pub(super) fn push(&self, item: T) -> Result<(), T> {
+        let mut list = self.list.lock();
+        if list.closed {
+            return Err(item);
+        }
+        list.items.push(item);
+        self.len.store(list.items.len(), Ordering::Release);
+        Ok(())
+    }
+
+    /// Swaps what there is into the empty `out`. Reactor only.
+    pub(super) fn take(&self, out: &mut Vec<T>) {
+        if self.len.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let mut list = self.list.lock();
+        std::mem::swap(&mut list.items, out);
+        self.len.store(list.items.len(), Ordering::Release);
+    }
+
+    /// From here on [`Posts::push`] refuses. Reactor only.
+    pub(super) fn close(&self) {
+        self.list.lock().closed = true;
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len.load(Ordering::Relaxed) == 0
     }
 }
 
@@ -256,6 +313,54 @@ mod loom_tests {
                 .collect();
             w.react(2);
             wakers.into_iter().for_each(|t| t.join().unwrap());
+        });
+    }
+
+    /// Two who post, and a reactor that sleeps in between.
+    #[test]
+    fn loom_reactor_gets_all_posts() {
+        explore(3, || {
+            let w = Arc::new((Posts::default(), Door::default(), Parker::new()));
+            let senders: Vec<_> = (0..2)
+                .map(|i| {
+                    let w = w.clone();
+                    loom::thread::spawn(move || {
+                        w.0.push(i).unwrap();
+                        if w.1.must_ring() {
+                            w.2.unpark();
+                        }
+                    })
+                })
+                .collect();
+            let (mut all, mut some) = (Vec::new(), Vec::new());
+            while all.len() < 2 {
+                w.0.take(&mut some);
+                all.append(&mut some);
+                if all.len() < 2 && w.1.prepare_sleep(|| !w.0.is_empty()) {
+                    w.2.park();
+                    w.1.awake();
+                }
+            }
+            all.sort_unstable();
+            assert_eq!(all, [0, 1]);
+            senders.into_iter().for_each(|t| t.join().unwrap());
+        });
+    }
+
+    /// A post either comes back or is taken by the reactor's last look.
+    #[test]
+    fn loom_reactor_leaves_no_post_behind() {
+        explore(3, || {
+            let posts = Arc::new(Posts::default());
+            let sender = {
+                let posts = posts.clone();
+                loom::thread::spawn(move || posts.push(7).is_ok())
+            };
+            posts.close();
+            let mut out = Vec::new();
+            posts.take(&mut out);
+            let posted = sender.join().unwrap();
+            assert_eq!(out.len(), usize::from(posted));
         });
     }
 

@@ -27,10 +27,13 @@ mod spinlock;
 mod completion;
 pub mod percpu_ref;
 pub mod rcu;
+mod stop;
 mod wait;
 
 pub use crate::sys::sync::{Arc, atomic};
 pub use completion::Completion;
+#[cfg(not(loom))]
+pub(crate) use stop::StopToken;
 pub use wait::WaitQueue;
 
 #[cfg(not(loom))]

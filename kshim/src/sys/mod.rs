@@ -12,6 +12,7 @@
 
 #[cfg(not(loom))]
 pub mod linux;
+mod parker;
 pub mod sync;
 
 #[cfg(not(loom))]

@@ -48,18 +48,14 @@ mod host {
     pub use parking_lot::{Condvar, Mutex, MutexGuard};
     pub use std::sync::{Arc, Weak, atomic};
 
-    use atomic::{AtomicU32, Ordering};
-
-    const EMPTY: u32 = 0;
-    const NOTIFIED: u32 = 1;
-    const PARKED: u32 = u32::MAX;
+    use crate::sys::parker::{PARKED, ParkWord};
 
     /// Where one thread sleeps until another wakes it. A wake-up that comes first is remembered, but only one.
     ///
     /// Only the thread that owns the parker may park on it; anyone may wake it.
     #[derive(Debug)]
     pub struct Parker {
-        state: AtomicU32,
+        word: ParkWord,
     }
 
     impl Default for Parker {
@@ -73,7 +69,7 @@ mod host {
         #[must_use]
         pub const fn new() -> Self {
             Self {
-                state: AtomicU32::new(EMPTY),
+                word: ParkWord::new(),
             }
         }
 
@@ -81,28 +77,16 @@ mod host {
         ///
         /// Context: may sleep.
         pub fn park(&self) {
-            // EMPTY becomes PARKED, NOTIFIED becomes EMPTY.
-            if self.state.fetch_sub(1, Ordering::Acquire) == NOTIFIED {
-                return;
-            }
-            loop {
-                thread::futex_wait(&self.state, PARKED, None);
-                if self.take_notification() {
-                    return;
-                }
-            }
+            self.word
+                .park(|word| thread::futex_wait(word, PARKED, None));
         }
 
         /// Like [`park`](Self::park), but no longer than `timeout`. May return early.
         ///
         /// Context: may sleep.
         pub fn park_timeout(&self, timeout: Duration) {
-            if self.state.fetch_sub(1, Ordering::Acquire) == NOTIFIED {
-                return;
-            }
-            thread::futex_wait(&self.state, PARKED, Some(timeout));
-            // Woken, timed out or neither: leave no sign of sleep behind.
-            self.state.swap(EMPTY, Ordering::Acquire);
+            self.word
+                .park_once(|word| thread::futex_wait(word, PARKED, Some(timeout)));
         }
 
         /// Wakes the owner, or lets its next sleep return at once. What was written before is visible to the
@@ -110,15 +94,7 @@ mod host {
         ///
         /// Context: any thread, reactor-safe.
         pub fn unpark(&self) {
-            if self.state.swap(NOTIFIED, Ordering::Release) == PARKED {
-                thread::futex_wake(&self.state);
-            }
-        }
-
-        fn take_notification(&self) -> bool {
-            self.state
-                .compare_exchange(NOTIFIED, EMPTY, Ordering::Acquire, Ordering::Relaxed)
-                .is_ok()
+            self.word.unpark(thread::futex_wake);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Queues and their workers.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -9,7 +9,7 @@ use super::state::{Begin, Ticket, Where};
 use super::work::{OnceWork, Place, Work, WorkItem};
 use crate::error::{Result, code::ESHUTDOWN};
 use crate::kthread::{self, Kthread};
-use crate::sys::sync::{Arc, Condvar, Mutex};
+use crate::sys::sync::{Arc, Condvar, Mutex, MutexGuard};
 use crate::time::{self, Delta, Instant};
 
 /// A worker that found nothing to do for this long ends, if it is not the last one. The kernel's
@@ -41,10 +41,11 @@ pub(super) struct Shared {
 
 #[derive(Default)]
 struct Lanes {
+    /// In the order of their numbers.
     list: VecDeque<Entry>,
     next_seq: u64,
-    /// Numbers of all entries that are on the list, deferred or running.
-    outstanding: BTreeSet<u64>,
+    /// Numbers of the entries that are deferred or running.
+    taken: Vec<u64>,
     /// All workers, by a number that is not used again.
     workers: BTreeMap<u64, Kthread>,
     next_worker: u64,
@@ -53,6 +54,18 @@ struct Lanes {
     /// Threads that wait in `done`.
     waiters: usize,
     dying: bool,
+}
+
+impl Lanes {
+    /// Entries that are on the list, deferred or running.
+    fn outstanding(&self) -> usize {
+        self.list.len() + self.taken.len()
+    }
+
+    /// Whether all entries before `end` are over.
+    fn are_over(&self, end: u64) -> bool {
+        self.list.front().is_none_or(|e| e.seq >= end) && self.taken.iter().all(|seq| *seq >= end)
+    }
 }
 
 thread_local! {
@@ -82,53 +95,64 @@ impl Shared {
         }
         let seq = lanes.next_seq;
         lanes.next_seq += 1;
-        lanes.outstanding.insert(seq);
         lanes.list.push_back(Entry { seq, ticket, item });
-        self.kick(&mut lanes);
+        self.kick(lanes);
         Some(Place::Queue(Arc::clone(self), seq))
     }
 
-    /// Puts a deferred entry back, at the front.
+    /// Puts a deferred entry back where it was.
     fn push_back_deferred(self: &Arc<Self>, entry: Entry) -> Place {
         let seq = entry.seq;
         let mut lanes = self.lanes.lock();
-        lanes.list.push_front(entry);
-        self.kick(&mut lanes);
+        lanes.taken.retain(|taken| *taken != seq);
+        let at = lanes.list.partition_point(|e| e.seq < seq);
+        lanes.list.insert(at, entry);
+        self.kick(lanes);
         Place::Queue(Arc::clone(self), seq)
     }
 
     /// Takes an entry off the list, if no worker has it yet.
     pub(super) fn remove(&self, seq: u64) -> Option<Entry> {
         let mut lanes = self.lanes.lock();
-        let at = lanes.list.iter().position(|e| e.seq == seq)?;
+        let at = lanes.list.binary_search_by_key(&seq, |e| e.seq).ok()?;
         let entry = lanes.list.remove(at);
-        self.finish(&mut lanes, seq);
+        self.tell(&lanes);
         entry
     }
 
-    /// An entry is over: it ran, or it never will.
+    /// An entry that was taken off the list is over: it ran, or it never will.
     pub(super) fn finished(&self, seq: u64) {
         self.finish(&mut self.lanes.lock(), seq);
     }
 
     fn finish(&self, lanes: &mut Lanes, seq: u64) {
-        lanes.outstanding.remove(&seq);
+        if let Some(at) = lanes.taken.iter().position(|taken| *taken == seq) {
+            lanes.taken.swap_remove(at);
+        }
+        self.tell(lanes);
+    }
+
+    /// An entry is over.
+    fn tell(&self, lanes: &Lanes) {
         if lanes.waiters != 0 {
             self.done.notify_all();
         }
     }
 
     /// Gets a worker for an entry that was added: an idle one, or a new one if all idle ones are spoken for.
-    fn kick(self: &Arc<Self>, lanes: &mut Lanes) {
-        if lanes.idle != 0 {
-            self.ready.notify_one();
-        }
+    fn kick(self: &Arc<Self>, mut lanes: MutexGuard<'_, Lanes>) {
         if lanes.list.len() > lanes.idle
             && lanes.workers.len() < self.max_active
-            && let Err(e) = self.add_worker(lanes)
+            && let Err(e) = self.add_worker(&mut lanes)
         {
             // There is at least one worker, from the start on: the entry is only later.
             crate::pr_warn_ratelimited!("workqueue {}: no further worker: {e}", self.name);
+        }
+        let wake = lanes.idle != 0;
+        // The one that wakes up needs the lock.
+        drop(lanes);
+        if wake {
+            self.ready.notify_one();
         }
     }
 
@@ -147,17 +171,22 @@ impl Shared {
     /// The life of a worker.
     fn serve(self: &Arc<Self>, id: u64) {
         CURRENT.with(|c| c.0.set(self.address()));
-        while let Some(entry) = self.next(id) {
-            self.process(entry);
+        let mut over = None;
+        while let Some(entry) = self.next(id, over) {
+            over = self.process(entry);
         }
     }
 
-    /// The next entry; `None` when the worker shall end.
-    fn next(&self, id: u64) -> Option<Entry> {
+    /// The next entry, when `over` is over; `None` when the worker shall end.
+    fn next(&self, id: u64, over: Option<u64>) -> Option<Entry> {
         let mut lanes = self.lanes.lock();
+        if let Some(seq) = over {
+            self.finish(&mut lanes, seq);
+        }
         let mut bored = false;
         loop {
             if let Some(entry) = lanes.list.pop_front() {
+                lanes.taken.push(entry.seq);
                 return Some(entry);
             }
             if lanes.dying {
@@ -183,7 +212,8 @@ impl Shared {
         }
     }
 
-    fn process(self: &Arc<Self>, entry: Entry) {
+    /// Does what there is to do with an entry. Its number, if it is over then.
+    fn process(self: &Arc<Self>, entry: Entry) -> Option<u64> {
         let (seq, ticket, item) = (entry.seq, entry.ticket, Arc::clone(&entry.item));
         let begin = item
             .work()
@@ -192,12 +222,12 @@ impl Shared {
         match begin {
             Begin::Run => {
                 self.run(item);
-                self.finished(seq);
+                Some(seq)
             }
-            Begin::Defer => {}
+            Begin::Defer => None,
             Begin::Stale => {
                 drop(item);
-                self.finished(seq);
+                Some(seq)
             }
         }
     }
@@ -373,8 +403,7 @@ impl Queue {
     pub fn flush(&self) {
         self.assert_not_own_worker("flush");
         let end = self.shared.lanes.lock().next_seq;
-        self.shared
-            .wait_until(|lanes| lanes.outstanding.first().is_none_or(|&seq| seq >= end));
+        self.shared.wait_until(|lanes| lanes.are_over(end));
     }
 
     /// Waits until the queue is empty, also of what its items queue again. Others must have stopped queueing. Mirrors
@@ -388,7 +417,7 @@ impl Queue {
     #[doc(alias = "drain_workqueue")]
     pub fn drain(&self) {
         self.assert_not_own_worker("drain");
-        self.shared.wait_until(|lanes| lanes.outstanding.is_empty());
+        self.shared.wait_until(|lanes| lanes.outstanding() == 0);
     }
 
     /// Drains the queue and ends its workers. Mirrors `destroy_workqueue`.
@@ -402,7 +431,7 @@ impl Queue {
     /// Number of items that are on the queue or run. Context: any thread, reactor-safe.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.shared.lanes.lock().outstanding.len()
+        self.shared.lanes.lock().outstanding()
     }
 
     /// Whether nothing is on the queue or runs. Context: any thread, reactor-safe.
