@@ -47,6 +47,8 @@ pub struct ServerOptions {
     pub cpus: Option<u32>,
     /// Further arguments, as `--size`.
     pub more: Vec<String>,
+    /// Another server than `scstd`, with its command line.
+    pub program: Option<PathBuf>,
     /// A program that runs the server, with its arguments.
     pub wrapper: Vec<String>,
 }
@@ -91,13 +93,14 @@ impl ServerOptions {
 
     /// The command line that starts the server on a free port.
     pub fn command(&self) -> Command {
+        let server = self.program.as_deref().unwrap_or_else(|| scstd());
         let mut command = match self.wrapper.split_first() {
             Some((program, args)) => {
                 let mut command = Command::new(program);
-                command.args(args).arg(scstd());
+                command.args(args).arg(server);
                 command
             }
-            None => Command::new(scstd()),
+            None => Command::new(server),
         };
         command
             .arg("serve")
@@ -422,6 +425,26 @@ pub fn scst_compare() -> PathBuf {
 /// `cargo test` builds the binaries of the package under test only; ours is in the root package. Built as the test
 /// itself was: with the test profile's settings beside it, or in release mode.
 fn build() -> PathBuf {
+    let bins = [
+        "--bin",
+        "scstd",
+        "--bin",
+        "scstadmin",
+        "--bin",
+        "scst-compare",
+    ];
+    build_in_profile(&bins).join("scstd")
+}
+
+/// Path of an example of the root package, built as the server is.
+pub fn example(name: &str) -> PathBuf {
+    build_in_profile(&["--example", name])
+        .join("examples")
+        .join(name)
+}
+
+/// Builds something of the workspace; the folder of the profile.
+fn build_in_profile(what: &[&str]) -> PathBuf {
     let exe = std::env::current_exe().expect("path of this test");
     // target/PROFILE/deps/NAME-HASH
     let profile_dir = exe
@@ -435,24 +458,13 @@ fn build() -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let target_dir = profile_dir.parent().expect("a target folder");
     let status = Command::new(cargo)
-        .args([
-            "build",
-            "--quiet",
-            "--workspace",
-            "--bin",
-            "scstd",
-            "--bin",
-            "scstadmin",
-            "--bin",
-            "scst-compare",
-            "--profile",
-            profile,
-        ])
+        .args(["build", "--quiet", "--workspace", "--profile", profile])
+        .args(what)
         .arg("--target-dir")
         .arg(target_dir)
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .status()
         .expect("cargo runs");
-    assert!(status.success(), "cargo build --bin scstd: {status}");
-    profile_dir.join("scstd")
+    assert!(status.success(), "cargo build {what:?}: {status}");
+    profile_dir.to_owned()
 }

@@ -15,7 +15,7 @@ use kshim::error::{Error, code};
 use kshim::kobject::control::Client;
 use kshim::{fs, host, ns};
 
-use scst_usermode::events;
+use crate::events;
 
 use crate::MOUNT_NAME;
 use crate::cli::ExecArgs;
@@ -38,10 +38,7 @@ const SHIMS: [(&str, &str); 3] = [("modprobe", QUIET), ("rmmod", QUIET), ("lsmod
 ///
 /// Why it cannot.
 pub(crate) fn run(args: &ExecArgs) -> Result<()> {
-    let control = args
-        .control
-        .clone()
-        .unwrap_or_else(scst_usermode::control_path);
+    let control = args.control.clone().unwrap_or_else(crate::control_path);
     let client = Client::connect(&control).map_err(|e| events::no_server(&control, e))?;
     let control = fs::canonicalize(&control)?;
     ns::own_mounts().map_err(no_namespace)?;

@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::Path;
 
+use crate::events;
 use anyhow::{Context as _, Result, bail};
 use kshim::error::code;
 use kshim::time::Delta;
@@ -16,7 +17,6 @@ use kshim::umh::{self, End, Helper};
 use kshim::{fs, host};
 use scst_core::alua::StpgGroup;
 use scst_core::event::{Filter, Heard, Kind};
-use scst_usermode::events;
 
 use crate::cli::StpgdArgs;
 
@@ -35,10 +35,7 @@ const END_LIMIT: Delta = Delta::from_secs(1);
 /// Why it cannot.
 pub(crate) fn run(args: &StpgdArgs) -> Result<()> {
     let program = check_program(&args.path)?;
-    let control = args
-        .control
-        .clone()
-        .unwrap_or_else(scst_usermode::control_path);
+    let control = args.control.clone().unwrap_or_else(crate::control_path);
     let mut client = events::connect(&control, &[Filter::code(STPG_USER_INVOKE)])?;
     let invoker = Invoker {
         program,

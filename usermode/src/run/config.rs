@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
+use crate::conf::{self, ConfError, Options};
 use anyhow::{Result, anyhow, bail};
 use kshim::error::code;
 use kshim::kobject::tree::TreeOps;
-use scst_usermode::conf::{self, ConfError, Options};
 
 use crate::cli::RunArgs;
 

@@ -53,10 +53,7 @@ impl Settings {
             portals,
             default_portals,
             config: ConfigFile::of(args),
-            control: args
-                .control
-                .clone()
-                .unwrap_or_else(scst_usermode::control_path),
+            control: args.control.clone().unwrap_or_else(crate::control_path),
             sysfs: args.sysfs.clone(),
             block_sysfs: args.block_sysfs.clone(),
             state_dir: args.state_dir.clone().unwrap_or_else(default_state_dir),
