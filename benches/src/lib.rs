@@ -1,5 +1,5 @@
 //! What `cargo xtask bench` measures with: parts shared by the load generator (`scst-load`), the floor responder
-//! (`scst-floor`) and the micro benches (`scst-steps`).
+//! (`scst-floor`) and the micro benches (`scst-steps`, `scst-primitives`).
 //!
 //! Key types: [`initiator::Conn`] is a logged-in connection that batches what it sends, [`load::Load`] a running
 //! workload over one or more of them, [`tx::Batch`] what waits to be sent, [`hist::Hist`] latencies.
@@ -14,3 +14,14 @@ pub mod load;
 pub mod rng;
 pub mod tx;
 pub mod wire;
+
+/// Puts the calling thread on one CPU, and the threads that it starts.
+///
+/// # Errors
+///
+/// If there is no such CPU.
+pub fn pin(cpu: usize) -> std::io::Result<()> {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(cpu);
+    Ok(rustix::thread::sched_setaffinity(None, &set)?)
+}

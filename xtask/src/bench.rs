@@ -26,7 +26,8 @@ const USAGE: &str = "usage: cargo xtask bench [OPTION..]
   --rounds N        rounds over all targets (3)
   --secs S          seconds of each run (3)
   --work A,B        workloads (all): r4k_qd1 r4k_qd32 w4k_qd32 sr128k_qd8 sw128k_qd8 r512_qd128 mix16k_qd32
-  --targets A,B     targets (all that can be started): floor floor-mem ram file null tgt-null tgt-rdwr
+  --targets A,B     targets (all that can be started): floor floor-mem ram file null null_blk
+                    tgt-null tgt-rdwr
   --peers N=URL,..  targets that run already, as spdk-malloc=127.0.0.1:3260/IQN/0
   --freeze A,B      peers that poll: stopped by SIGSTOP while others are measured
   --nice N          nice level of target and client in a run (0); below 0 needs root
@@ -42,7 +43,8 @@ instead of the table:
   --target-cpus A,B CPUs of the target then (0)
   --scaling         sessions, reactors, LUNs, digests, memory and CPU of idle sessions
   --instructions    instructions per command under valgrind, against benches/instructions.tsv; --bless writes that
-  --steps [NAME]    micro benches of the hot steps";
+  --steps [NAME]    micro benches of the hot steps
+  --primitives [P]  kshim's primitives beside those of std, parking_lot and crossbeam";
 
 /// A workload: its name and the load generator's arguments.
 pub(super) type Work = (&'static str, &'static [&'static str]);
@@ -68,6 +70,7 @@ enum Mode {
     Scaling,
     Instructions,
     Steps,
+    Primitives,
 }
 
 /// What was asked for.
@@ -145,6 +148,10 @@ impl Options {
                     o.mode = Mode::Steps;
                     o.step = args.next_if(|a| !a.starts_with("--")).map(str::to_owned);
                 }
+                "--primitives" => {
+                    o.mode = Mode::Primitives;
+                    o.step = args.next_if(|a| !a.starts_with("--")).map(str::to_owned);
+                }
                 _ => bail!("unknown option {arg}\n{USAGE}"),
             }
         }
@@ -188,6 +195,7 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
         Mode::Scaling => scale::run(&options, &bins),
         Mode::Instructions => insn::run(&bins, options.bless),
         Mode::Steps => steps(&options, &bins),
+        Mode::Primitives => primitives(&options, &bins),
     }
 }
 
@@ -230,6 +238,20 @@ fn steps(options: &Options, bins: &Bins) -> Result<()> {
     let mut argv = vec![exe.as_str()];
     argv.extend(options.step.as_deref());
     sh::step("steps", &argv, &[])
+}
+
+/// Kshim's primitives beside others; all of them are written to the document.
+fn primitives(options: &Options, bins: &Bins) -> Result<()> {
+    let exe = bins.path("scst-primitives");
+    let mut argv = vec![exe.as_str()];
+    argv.extend(options.step.as_deref());
+    let rows = sh::output(&argv)?;
+    println!("{rows}");
+    if options.write && options.step.is_none() {
+        let text = format!("{}\n\n{rows}", report::machine()?);
+        report::write("primitives", &text)?;
+    }
+    Ok(())
 }
 
 fn table(options: &Options, bins: &Bins) -> Result<()> {

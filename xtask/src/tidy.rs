@@ -55,7 +55,7 @@ const MAY_DEPEND: [(&str, &[&str]); 14] = [
     ("tests", &["kshim", "scst-core", "iscsi-scst", "backstores"]),
     ("initiator", &[]),
     ("compare", &[]),
-    ("benches", &["kshim", "scst-core", "iscsi-scst"]),
+    ("benches", &["kshim", "scst-core", "iscsi-scst", "null_blk"]),
     (
         "fuzz",
         &[

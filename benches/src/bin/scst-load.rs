@@ -78,9 +78,7 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<u64> {
     if let Some(cpu) = cli.pin {
-        let mut set = rustix::thread::CpuSet::new();
-        set.set(cpu);
-        rustix::thread::sched_setaffinity(None, &set).context("--pin")?;
+        scst_bench::pin(cpu).context("--pin")?;
     }
     let job = Job {
         url: cli.url,

@@ -71,6 +71,24 @@ pub(super) fn median(mut values: Vec<f64>) -> f64 {
 
 /// Where and when this was measured.
 pub(super) fn circumstances(o: &Options) -> Result<String> {
+    Ok(format!(
+        "{}; target on CPU {}, client on CPU {CLIENT_CPU}, loopback; \
+         {} rounds of {} s, nice {}; a run is clean if others took at most {} % of a core of the two.",
+        machine()?,
+        o.target_cpus
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(" and "),
+        o.rounds,
+        o.secs,
+        o.nice,
+        o.max_foreign
+    ))
+}
+
+/// When, what and on what.
+pub(super) fn machine() -> Result<String> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = cpuinfo
         .lines()
@@ -84,20 +102,10 @@ pub(super) fn circumstances(o: &Options) -> Result<String> {
         .filter(|l| l.starts_with("processor"))
         .count();
     Ok(format!(
-        "{}, commit {}: {cpus} x {cpu}, Linux {}; target on CPU {}, client on CPU {CLIENT_CPU}, loopback; \
-         {} rounds of {} s, nice {}; a run is clean if others took at most {} % of a core of the two.",
+        "{}, commit {}: {cpus} x {cpu}, Linux {}",
         date.trim(),
         head.trim(),
-        kernel.trim(),
-        o.target_cpus
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(" and "),
-        o.rounds,
-        o.secs,
-        o.nice,
-        o.max_foreign
+        kernel.trim()
     ))
 }
 

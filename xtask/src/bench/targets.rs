@@ -91,7 +91,7 @@ impl Targets {
         if wanted("floor-mem") {
             t.serve(&["floor-mem"], &[&floor, "-m", "--mib", &mib])?;
         }
-        if ["ram", "file", "null"].into_iter().any(wanted) {
+        if ["ram", "file", "null", "null_blk"].into_iter().any(wanted) {
             t.scstd(bins)?;
             t.list.retain(|x| wanted(&x.name));
         }
@@ -150,12 +150,14 @@ impl Targets {
             format!("{MIB}M"),
             file.display().to_string(),
         );
+        let null_blk = format!("/dev/null_blk/bench?size={MIB}M&queue_mode=bio");
         let base = [
             &exe,
             "-qq",
             "serve",
             &ram,
             &file,
+            &null_blk,
             "--portal",
             "127.0.0.1:0",
             "--cpus",
@@ -163,7 +165,7 @@ impl Targets {
         ];
         let mut argv = base.to_vec();
         argv.extend(["--nullio", &ram]);
-        self.serve(&["ram", "file", "null"], &argv)
+        self.serve(&["ram", "file", "null_blk", "null"], &argv)
     }
 
     /// A file whose blocks are all there, and in the page cache.
