@@ -246,6 +246,11 @@ impl Conn {
                 break;
             }
             *pdus = pdus.saturating_sub(1);
+            if let Phase::Full(ffp) = &self.phase
+                && ffp.tx.is_hot()
+            {
+                self.flush(cx)?;
+            }
         }
         Ok(())
     }

@@ -29,6 +29,13 @@ const READY_PDUS: usize = 256;
 /// Bytes sent in one go; then others get their turn.
 const FLUSH_MAX: usize = 4 << 20;
 
+/// Copied data queued on one connection that leaves before more requests are carried out. The copy was made into the
+/// CPU's cache and the socket copies it on from there: with more of it, the first is out of the cache when the last is
+/// read. Less sends too often: each send wakes the peer.
+const HOT_MAX: usize = 512 << 10;
+/// Responses below this size do not count as hot: small ones leave together, however many there are.
+const HOT_MIN: usize = 16 << 10;
+
 static ZEROES: [u8; 4] = [0; 4];
 
 /// Commands: each is a token that moves between lists, so that it stays in its box.
@@ -200,6 +207,11 @@ impl TxResp {
         Ok(())
     }
 
+    /// Whether its data is sent from where it lies on the device.
+    fn is_lent(&self) -> bool {
+        self.cmd.as_ref().is_some_and(|c| c.sg().has_lent())
+    }
+
     /// Makes the next PDUs, when none is ready.
     #[inline]
     fn make_ready(&mut self, digests: Digests) -> Result {
@@ -303,6 +315,8 @@ pub(crate) struct TxQueue {
     head_sent: usize,
     /// Bytes queued and not sent.
     backlog: usize,
+    /// Bytes queued since the last flush in large responses whose data was just copied.
+    hot: usize,
     digests: Digests,
     sent: Cmds,
     responses_sent: u32,
@@ -321,6 +335,9 @@ impl TxQueue {
             return Err(resp.cmd);
         }
         self.backlog = self.backlog.saturating_add(resp.wire_len);
+        if resp.wire_len >= HOT_MIN && !resp.is_lent() {
+            self.hot = self.hot.saturating_add(resp.wire_len);
+        }
         self.queue.push_back(resp);
         Ok(())
     }
@@ -334,6 +351,12 @@ impl TxQueue {
         self.backlog > TX_BACKLOG_MAX || self.queue.len() > TX_QUEUE_MAX
     }
 
+    /// Whether what is queued should leave now, before more is read into other buffers: see [`HOT_MAX`].
+    #[inline]
+    pub(crate) fn is_hot(&self) -> bool {
+        self.hot >= HOT_MAX
+    }
+
     /// As [`TxQueue::is_clogged`], for a peer that is not logged in.
     pub(crate) fn is_clogged_for_login(&self) -> bool {
         self.backlog > LOGIN_BACKLOG_MAX
@@ -342,6 +365,7 @@ impl TxQueue {
     /// Sends as much as the socket takes, up to a round's share. Errors: those of the socket; the connection is dead then, but
     /// what was sent before still comes from [`TxQueue::take_sent`].
     pub(crate) fn flush(&mut self, sock: &Socket) -> Result<Flushed> {
+        self.hot = 0;
         let mut share = FLUSH_MAX;
         while let Some(head) = self.queue.front_mut() {
             if share == 0 {

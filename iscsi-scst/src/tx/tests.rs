@@ -158,6 +158,26 @@ fn a_dead_socket_is_an_error_and_what_went_before_counts() {
 }
 
 #[test]
+fn copied_data_leaves_while_it_is_hot() {
+    let (ours, peer) = Socket::pair().unwrap();
+    let mut tx = TxQueue::default();
+    let mut push = |tx: &mut TxQueue, len: usize| tx.push(response(0, &vec![len])).unwrap();
+    for _ in 0..HOT_MAX / (HOT_MIN / 2) {
+        push(&mut tx, HOT_MIN / 2);
+        assert!(!tx.is_hot(), "small responses leave together");
+    }
+    for _ in 0..4 {
+        assert!(!tx.is_hot());
+        push(&mut tx, HOT_MAX / 4);
+    }
+    assert!(tx.is_hot());
+    // Nobody reads: what the socket does not take is no reason to try again after each request.
+    assert_eq!(tx.flush(&ours).unwrap(), Flushed::Blocked);
+    assert!(!tx.is_hot() && !tx.is_empty());
+    drop(peer);
+}
+
+#[test]
 fn clogging_counts_bytes_and_responses() {
     let mut tx = TxQueue::default();
     tx.push(response(0, &vec![TX_BACKLOG_MAX])).unwrap();
