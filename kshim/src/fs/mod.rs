@@ -11,6 +11,7 @@ mod file;
 pub(crate) mod io;
 mod kiocb;
 mod stat;
+mod windows;
 
 use std::path::{Path, PathBuf};
 

@@ -107,7 +107,7 @@ impl LentMem {
         if file.size()? < u64::try_from(len)? {
             return Err(code::EINVAL);
         }
-        let map = Mapping::shared_file(file.as_fd(), len, access)?;
+        let map = Mapping::shared_file(file.as_fd(), 0, len, access)?;
         Ok(LentMem(Arc::new(Inner {
             map,
             len,

@@ -392,6 +392,19 @@ pub(crate) fn blk_zeroout(fd: BorrowedFd<'_>, pos: u64, len: u64) -> Result {
     ioctl_range(fd, BLKZEROOUT, pos, len)
 }
 
+/// Whether a file's page cache may be written through a shared mapping, and that is fast: on file systems of this host's own
+/// disks and memory, where a mapping and `pwrite` mean the same. Not where the guarded copy is a system call.
+pub(crate) fn maps_well(fd: BorrowedFd<'_>) -> bool {
+    /// Of ext2, ext3 and ext4.
+    const EXT: i64 = 0xef53;
+    const XFS: i64 = 0x5846_5342;
+    const TMPFS: i64 = 0x0102_1994;
+    // The width of `f_type` differs between architectures.
+    #[allow(clippy::useless_conversion, reason = "not useless on all hosts")]
+    let kind = rustix::fs::fstatfs(fd).map(|s| i64::from(s.f_type));
+    cfg!(target_arch = "x86_64") && kind.is_ok_and(|k| [EXT, XFS, TMPFS].contains(&k))
+}
+
 /// Asks a host block device for its limits.
 pub(crate) fn blk_limits(fd: BorrowedFd<'_>) -> Result<QueueLimits> {
     let dev = rustix::fs::fstat(fd)?.st_rdev;

@@ -196,7 +196,7 @@ mod tests {
         install().unwrap();
         let f = tempfile::tempfile().unwrap();
         f.set_len(1 << 16).unwrap();
-        let m = Mapping::shared_file(f.as_fd(), 1 << 16, Access::ReadWrite).unwrap();
+        let m = Mapping::shared_file(f.as_fd(), 0, 1 << 16, Access::ReadWrite).unwrap();
         let mut buf = vec![1u8; 1 << 16];
         // SAFETY: both sides are 64 KiB, live and distinct.
         unsafe { guarded_copy(m.ptr().as_ptr(), buf.as_ptr(), buf.len()) }.unwrap();

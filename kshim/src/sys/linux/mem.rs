@@ -8,6 +8,9 @@ use rustix::mm::{Advice, MapFlags, MsyncFlags, ProtFlags};
 use super::proc::host_page_size;
 use crate::error::{Result, code};
 
+/// Pages that [`Mapping::is_resident`] looks at: 1 MiB, and what begins and ends within a page.
+const RESIDENT_MAX: usize = 257;
+
 /// Whether a mapping of a file may be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
@@ -87,8 +90,14 @@ impl Mapping {
         Ok(Mapping { ptr: start, len })
     }
 
-    /// Maps the first `len` bytes of a file, shared. The caller holds the fault guard when it touches them.
-    pub(crate) fn shared_file(fd: BorrowedFd<'_>, len: usize, access: Access) -> Result<Mapping> {
+    /// Maps `len` bytes of a file from `begin` (a multiple of the page size) on, shared. The caller holds the fault guard when
+    /// it touches them.
+    pub(crate) fn shared_file(
+        fd: BorrowedFd<'_>,
+        begin: u64,
+        len: usize,
+        access: Access,
+    ) -> Result<Mapping> {
         if len == 0 {
             return Err(code::EINVAL);
         }
@@ -97,8 +106,9 @@ impl Mapping {
             Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
         };
         // SAFETY: null hint and no MAP_FIXED, as in `anonymous`.
-        let p =
-            unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, fd, 0) }?;
+        let p = unsafe {
+            rustix::mm::mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, fd, begin)
+        }?;
         Mapping::from_mmap(p, len)
     }
 
@@ -150,6 +160,27 @@ impl Mapping {
         // SAFETY: the range is ours, and by contract nobody holds a reference to what changes.
         unsafe { rustix::mm::madvise(p.as_ptr().cast(), len, Advice::LinuxDontNeed) }?;
         Ok(())
+    }
+
+    /// Whether all pages of a range are in memory now: of a file mapping, in the page cache. `false` as well for a range that is
+    /// out of the mapping or longer than [`RESIDENT_MAX`] pages.
+    #[doc(alias = "mincore")]
+    pub(crate) fn is_resident(&self, off: usize, len: usize) -> bool {
+        let page = host_page_size();
+        let Some(end) = off.checked_add(len) else {
+            return false;
+        };
+        let start = off - off % page;
+        let pages = (end - start).div_ceil(page);
+        if end > self.len || pages > RESIDENT_MAX {
+            return false;
+        }
+        let mut vec = [0u8; RESIDENT_MAX];
+        // SAFETY: `start <= self.len`: inside the mapping, or its end.
+        let p = unsafe { self.ptr.add(start) };
+        // SAFETY: the range is mapped, and `vec` has a byte for each of its pages.
+        let r = unsafe { libc::mincore(p.as_ptr().cast(), end - start, vec.as_mut_ptr()) };
+        r == 0 && vec[..pages].iter().all(|v| v & 1 != 0)
     }
 
     /// Writes back dirty pages of a file mapping and waits for it.

@@ -170,7 +170,12 @@ impl FileStore {
         if !self.inline_wanted(len) || self.breaker.is_open() {
             return Inline::WouldBlock;
         }
-        let write = || self.file().write_sg(sg, 0, len, pos, KiocbFlags::empty());
+        let write = || {
+            if self.file().write_cached(sg, 0, len, pos) {
+                return Ok(len);
+            }
+            self.file().write_sg(sg, 0, len, pos, KiocbFlags::empty())
+        };
         Inline::Done(self.breaker.watch(write).and_then(|n| whole(n, len)))
     }
 
