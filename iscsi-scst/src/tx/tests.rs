@@ -161,7 +161,7 @@ fn a_dead_socket_is_an_error_and_what_went_before_counts() {
 fn copied_data_leaves_while_it_is_hot() {
     let (ours, peer) = Socket::pair().unwrap();
     let mut tx = TxQueue::default();
-    let mut push = |tx: &mut TxQueue, len: usize| tx.push(response(0, &vec![len])).unwrap();
+    let push = |tx: &mut TxQueue, len: usize| tx.push(response(0, &vec![len])).unwrap();
     for _ in 0..HOT_MAX / (HOT_MIN / 2) {
         push(&mut tx, HOT_MIN / 2);
         assert!(!tx.is_hot(), "small responses leave together");
