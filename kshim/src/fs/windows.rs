@@ -241,10 +241,13 @@ impl Window {
             // SAFETY: `walk`s of a table never give more than was asked for, so `to + n` stays below `off + len`, which is
             // inside the mapping as checked above.
             let dst = unsafe { self.map.ptr().as_ptr().add(to) };
-            to += n;
             // SAFETY: `from` is `n` bytes of the table, borrowed here, and anonymous memory, so it does not overlap
             // with a mapping of a file; `new` installed the guard; no reference to the window's bytes exists.
-            unsafe { guarded_copy(dst, from, n) }.is_ok()
+            let copied = unsafe { guarded_copy(dst, from, n) }.is_ok();
+            if copied {
+                to += n;
+            }
+            copied
         };
         sg.for_each_raw(at, len, copy).is_ok() && to == off + len
     }
@@ -337,9 +340,16 @@ mod tests {
         t.as_file().set_len(8192 + 100).unwrap();
         assert!(!w.write(f.as_fd(), &sg, 0, 4096, 8192));
         assert!(w.write(f.as_fd(), &sg, 0, 100, 8192));
+        let window = w.window(f.as_fd(), 0, 4096).unwrap();
         t.as_file().set_len(4096).unwrap();
         assert!(!w.write(f.as_fd(), &sg, 0, 4096, 8192));
         assert_eq!(f.size(), Ok(4096));
+        // Cut after it was looked at: the copy faults where the file ends.
+        let all = table(&[3; 16384]);
+        assert!(!window.copy_in(0, &all, 0, 16384));
+        assert!(window.copy_in(0, &all, 0, 4096));
+        w.forget(0, &window);
+        assert_eq!(w.mapped(), 0);
         // And a file that grows again is mapped again.
         t.as_file().set_len(2 * W).unwrap();
         warm(&f, &w, W - 512);
