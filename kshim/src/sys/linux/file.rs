@@ -223,7 +223,7 @@ pub(crate) unsafe fn pwritev2(
 pub(crate) fn size(fd: BorrowedFd<'_>, kind: Kind) -> Result<u64> {
     match kind {
         Kind::Regular => Ok(u64::try_from(rustix::fs::fstat(fd)?.st_size)?),
-        Kind::Block => ioctl_read::<u64>(fd, BLKGETSIZE64),
+        Kind::Block => ioctl_read(fd, BLKGETSIZE64),
     }
 }
 
@@ -356,22 +356,32 @@ pub(crate) fn read_head(path: &Path, max: usize) -> Result<Vec<u8>> {
     Ok(data)
 }
 
-// Request numbers of <linux/fs.h>; libc names only some of them.
-const BLKROGET: libc::c_ulong = 0x125e;
-const BLKSSZGET: libc::c_ulong = 0x1268;
+/// Number of an ioctl that writes a `T`.
+#[derive(Clone, Copy)]
+struct Reads<T>(libc::c_ulong, std::marker::PhantomData<T>);
+
+impl<T> Reads<T> {
+    const fn new(number: libc::c_ulong) -> Self {
+        Self(number, std::marker::PhantomData)
+    }
+}
+
+// Request numbers of <linux/fs.h>, with what they write; libc names only some of them.
+const BLKROGET: Reads<libc::c_int> = Reads::new(0x125e);
+const BLKSSZGET: Reads<libc::c_int> = Reads::new(0x1268);
 const BLKDISCARD: libc::c_ulong = 0x1277;
-const BLKIOMIN: libc::c_ulong = 0x1278;
-const BLKIOOPT: libc::c_ulong = 0x1279;
-const BLKPBSZGET: libc::c_ulong = 0x127b;
-const BLKROTATIONAL: libc::c_ulong = 0x127e;
+const BLKIOMIN: Reads<libc::c_uint> = Reads::new(0x1278);
+const BLKIOOPT: Reads<libc::c_uint> = Reads::new(0x1279);
+const BLKPBSZGET: Reads<libc::c_uint> = Reads::new(0x127b);
+const BLKROTATIONAL: Reads<libc::c_ushort> = Reads::new(0x127e);
 const BLKZEROOUT: libc::c_ulong = 0x127f;
-const BLKGETSIZE64: libc::c_ulong = libc::_IOR::<libc::size_t>(0x12, 114);
+const BLKGETSIZE64: Reads<u64> = Reads::new(libc::_IOR::<libc::size_t>(0x12, 114));
 
 /// Reads the value that a block device ioctl returns through its argument.
-fn ioctl_read<T: Copy + Default>(fd: BorrowedFd<'_>, request: libc::c_ulong) -> Result<T> {
+fn ioctl_read<T: Copy + Default>(fd: BorrowedFd<'_>, request: Reads<T>) -> Result<T> {
     let mut value = T::default();
-    // SAFETY: the callers pair requests with the type that the kernel writes for them.
-    let r = unsafe { libc::ioctl(fd.as_raw_fd(), request as _, &raw mut value) };
+    // SAFETY: the number says what the kernel writes, a `T`.
+    let r = unsafe { libc::ioctl(fd.as_raw_fd(), request.0 as _, &raw mut value) };
     if r < 0 { Err(last_error()) } else { Ok(value) }
 }
 
@@ -410,14 +420,14 @@ pub(crate) fn blk_limits(fd: BorrowedFd<'_>) -> Result<QueueLimits> {
     let dev = rustix::fs::fstat(fd)?.st_rdev;
     let queue = |name: &str| queue_attr(dev, name);
     let number = |name: &str| queue(name).and_then(|s| s.parse::<u64>().ok()).unwrap_or(0);
-    let logical = ioctl_read::<libc::c_int>(fd, BLKSSZGET)?;
+    let logical = ioctl_read(fd, BLKSSZGET)?;
     Ok(QueueLimits {
         logical_block_size: u32::try_from(logical)?,
-        physical_block_size: ioctl_read::<libc::c_uint>(fd, BLKPBSZGET)?,
-        io_min: ioctl_read::<libc::c_uint>(fd, BLKIOMIN)?,
-        io_opt: ioctl_read::<libc::c_uint>(fd, BLKIOOPT)?,
-        rotational: ioctl_read::<libc::c_ushort>(fd, BLKROTATIONAL)? != 0,
-        read_only: ioctl_read::<libc::c_int>(fd, BLKROGET)? != 0,
+        physical_block_size: ioctl_read(fd, BLKPBSZGET)?,
+        io_min: ioctl_read(fd, BLKIOMIN)?,
+        io_opt: ioctl_read(fd, BLKIOOPT)?,
+        rotational: ioctl_read(fd, BLKROTATIONAL)? != 0,
+        read_only: ioctl_read(fd, BLKROGET)? != 0,
         max_discard_bytes: number("discard_max_bytes"),
         discard_granularity: u32::try_from(number("discard_granularity")).unwrap_or(0),
         discard_zeroes_data: false,

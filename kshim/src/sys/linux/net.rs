@@ -11,6 +11,7 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, RecvFlags, SocketFlags, SocketType, sockopt};
@@ -195,8 +196,13 @@ const LISTEN_FDS_START: i32 = 3;
 const LISTEN_FDS_MAX: i32 = 1024;
 
 /// The listening stream sockets that the service manager handed over (`LISTEN_PID`, `LISTEN_FDS`), non-blocking and
-/// close-on-exec. None if it handed over none, or to another process. Call it once, before descriptors are opened.
+/// close-on-exec. None if it handed over none, or to another process, and the second time. Call it before descriptors are
+/// opened.
 pub(crate) fn inherited_listeners() -> Result<Vec<PollFd>> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Ok(Vec::new());
+    }
     let number = |name| std::env::var(name).ok().and_then(|v| v.parse::<i32>().ok());
     let me = i32::try_from(std::process::id()).ok();
     let (pid, count) = (number("LISTEN_PID"), number("LISTEN_FDS"));
@@ -208,7 +214,7 @@ pub(crate) fn inherited_listeners() -> Result<Vec<PollFd>> {
             return Err(std::io::Error::last_os_error().into());
         }
         // SAFETY: the descriptor is open, and by the protocol it is this process's to own: whoever started us opened
-        // it for us, and nothing else here knows it.
+        // it for us, and nothing else here knows it: this runs once.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
         rustix::io::ioctl_fionbio(&fd, true)?;
