@@ -215,6 +215,8 @@ static DISKS: SpinLock<BTreeMap<String, Arc<Disk>>> = SpinLock::new(BTreeMap::ne
 /// assert_eq!(BlockDevice::open("/dev/none/1", BlkMode::READ).err(), Some(code::ENXIO));
 /// # Ok::<(), kshim::error::Error>(())
 /// ```
+///
+/// A closure is one, too.
 pub trait BlockProber: Send + Sync {
     /// A driver's part for the disk of this path, which nobody has open. [`BlockOps::open`] does what takes time:
     /// two that open a path at once both come here, and one disk remains.
@@ -222,6 +224,12 @@ pub trait BlockProber: Send + Sync {
     /// Context: may sleep. Errors: the driver's; the open fails.
     #[doc(alias = "blk_request_module")]
     fn probe(&self, path: &str) -> Result<Arc<dyn BlockOps>>;
+}
+
+impl<F: Fn(&str) -> Result<Arc<dyn BlockOps>> + Send + Sync> BlockProber for F {
+    fn probe(&self, path: &str) -> Result<Arc<dyn BlockOps>> {
+        self(path)
+    }
 }
 
 static PROBERS: SpinLock<Vec<(String, Arc<dyn BlockProber>)>> = SpinLock::new(Vec::new());

@@ -27,6 +27,7 @@ mod class;
 mod engine;
 mod gendisk;
 mod limits;
+mod openers;
 mod passthrough;
 
 pub use badblocks::{BadBlocks, MAX_BADBLOCKS};
@@ -36,6 +37,7 @@ pub use class::{add_disk_attrs, class, class_dir};
 pub use engine::BlockWorkers;
 pub use gendisk::{BlockOps, BlockProber, GenDisk, disks, register_disk, register_prober};
 pub use limits::{MAX_LOGICAL_BLOCK_SIZE, QueueLimits, SECTOR_SIZE};
+pub use openers::Openers;
 pub use passthrough::{
     ScsiDirection, ScsiEndIo, ScsiOutcome, ScsiRequest, SubmittedScsi, dropped_scsi,
 };

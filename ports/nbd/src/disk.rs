@@ -4,12 +4,13 @@ use crate::proto::export;
 use crate::shared::{Conn, Shared, State};
 use crate::spec::Spec;
 use crate::{DIR, PREFIX};
-use kshim::block::{BlkMode, BlockOps, QueueLimits, SubmittedBio, add_disk_attrs, class_dir};
+use kshim::block::{
+    BlkMode, BlockOps, Openers, QueueLimits, SubmittedBio, add_disk_attrs, class_dir,
+};
 use kshim::cpu;
 use kshim::kobject::{Attr, Kobject};
 use kshim::kthread;
 use kshim::prelude::*;
-use kshim::sync::Mutex;
 use kshim::time::{Delta, Instant};
 use std::sync::Weak;
 
@@ -23,17 +24,17 @@ const MAX_RANGE: u64 = 1 << 30;
 pub(crate) struct Nbd {
     shared: Arc<Shared>,
     name: String,
-    open: Mutex<Open>,
+    /// With the directory.
+    openers: Openers<Arc<Kobject>>,
     me: Weak<Nbd>,
 }
 
-#[derive(Default)]
-struct Open {
-    openers: usize,
-    dir: Option<Arc<Kobject>>,
-}
-
 impl Nbd {
+    /// The driver's part for a path. Errors: `EINVAL`: the path.
+    pub(crate) fn probe(path: &str) -> Result<Arc<dyn BlockOps>> {
+        Ok(Self::new(path)?)
+    }
+
     /// Errors: `EINVAL`: the path.
     pub(crate) fn new(path: &str) -> Result<Arc<Nbd>> {
         let spec = Spec::parse(path)?;
@@ -42,7 +43,7 @@ impl Nbd {
         Ok(Arc::new_cyclic(|me| Nbd {
             shared: Shared::new(spec),
             name,
-            open: Mutex::default(),
+            openers: Openers::new(),
             me: Weak::clone(me),
         }))
     }
@@ -207,33 +208,20 @@ impl BlockOps for Nbd {
 
     #[doc(alias = "nbd_open")]
     fn open(&self, mode: BlkMode) -> Result {
-        if mode.contains(BlkMode::PASSTHROUGH) {
-            return Err(EOPNOTSUPP);
-        }
-        let mut open = self.open.lock();
-        if open.openers == 0 {
-            open.dir = Some(self.start()?);
-        }
-        open.openers += 1;
-        Ok(())
+        self.openers.open(mode, || self.start())
     }
 
     #[doc(alias = "nbd_release")]
     #[doc(alias = "nbd_disconnect")]
     fn release(&self, _mode: BlkMode) {
-        let mut open = self.open.lock();
-        open.openers = open.openers.saturating_sub(1);
-        if open.openers > 0 {
-            return;
-        }
-        self.shared.state.lock().closing = true;
-        self.shared.changed.notify_all();
-        if let Some(dir) = open.dir.take() {
+        self.openers.release(|dir| {
+            self.shared.state.lock().closing = true;
+            self.shared.changed.notify_all();
             dir.del();
-        }
-        // The threads end by themselves; waiting has a server that takes one client ready for the next.
-        if !cpu::in_atomic() {
-            self.wait_ended();
-        }
+            // The threads end by themselves; waiting has a server that takes one client ready for the next.
+            if !cpu::in_atomic() {
+                self.wait_ended();
+            }
+        });
     }
 }

@@ -38,7 +38,7 @@ mod stream;
 pub use spec::{DEFAULT_PORT, MAX_CONNECTIONS};
 
 use disk::Nbd;
-use kshim::block::{BlockOps, BlockProber, class_dir, register_prober};
+use kshim::block::{class_dir, register_prober};
 use kshim::prelude::*;
 
 /// All paths below it are disks of this driver.
@@ -53,13 +53,5 @@ const DIR: &str = "nbd";
 #[doc(alias = "nbd_init")]
 pub fn init() -> Result {
     class_dir(DIR)?;
-    register_prober(PREFIX, Arc::new(Driver))
-}
-
-struct Driver;
-
-impl BlockProber for Driver {
-    fn probe(&self, path: &str) -> Result<Arc<dyn BlockOps>> {
-        Ok(Nbd::new(path)?)
-    }
+    register_prober(PREFIX, Arc::new(Nbd::probe))
 }

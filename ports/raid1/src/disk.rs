@@ -6,13 +6,14 @@ use crate::assemble::assemble;
 use crate::meta::LegState;
 use crate::resync::action;
 use crate::spec::Spec;
-use kshim::block::{BlkMode, BlockOps, QueueLimits, SubmittedBio, add_disk_attrs, class_dir};
+use kshim::block::{
+    BlkMode, BlockOps, Openers, QueueLimits, SubmittedBio, add_disk_attrs, class_dir,
+};
 use kshim::cpu;
 use kshim::kobject::{Attr, Kobject};
 use kshim::kthread;
 use kshim::params::memparse;
 use kshim::prelude::*;
-use kshim::sync::Mutex;
 use kshim::time::{Delta, Instant};
 use std::fmt::Write as _;
 use std::sync::Weak;
@@ -24,25 +25,25 @@ const CLOSE_LIMIT: Delta = Delta::from_secs(60);
 #[doc(alias = "mddev")]
 pub(crate) struct Raid1 {
     spec: Spec,
-    open: Mutex<Open>,
+    /// With the directory.
+    openers: Openers<Arc<Kobject>>,
     /// For bios, which take no mutex.
     array: kshim::sync::SpinLock<Option<Arc<Array>>>,
     me: Weak<Raid1>,
 }
 
-#[derive(Default)]
-struct Open {
-    openers: usize,
-    dir: Option<Arc<Kobject>>,
-}
-
 impl Raid1 {
+    /// The driver's part for a path. Errors: `EINVAL`: the path.
+    pub(crate) fn probe(path: &str) -> Result<Arc<dyn BlockOps>> {
+        Ok(Self::new(path)?)
+    }
+
     /// Errors: `EINVAL`: the path.
     pub(crate) fn new(path: &str) -> Result<Arc<Raid1>> {
         let spec = Spec::parse(path)?;
         Ok(Arc::new_cyclic(|me| Raid1 {
             spec,
-            open: Mutex::default(),
+            openers: Openers::new(),
             array: Default::default(),
             me: Weak::clone(me),
         }))
@@ -219,35 +220,22 @@ impl BlockOps for Raid1 {
     }
 
     fn open(&self, mode: BlkMode) -> Result {
-        if mode.contains(BlkMode::PASSTHROUGH) {
-            return Err(EOPNOTSUPP);
-        }
-        let mut open = self.open.lock();
-        if open.openers == 0 {
-            open.dir = Some(self.start()?);
-        }
-        open.openers += 1;
-        Ok(())
+        self.openers.open(mode, || self.start())
     }
 
     #[doc(alias = "md_stop")]
     fn release(&self, _mode: BlkMode) {
-        let mut open = self.open.lock();
-        open.openers = open.openers.saturating_sub(1);
-        if open.openers > 0 {
-            return;
-        }
-        let Some(array) = self.array() else {
-            return;
-        };
-        array.state.lock().closing = true;
-        array.changed.notify_all();
-        if let Some(dir) = open.dir.take() {
+        self.openers.release(|dir| {
+            let Some(array) = self.array() else {
+                return;
+            };
+            array.state.lock().closing = true;
+            array.changed.notify_all();
             dir.del();
-        }
-        // The threads end by themselves, when bios in flight have ended.
-        if !cpu::in_atomic() && !Self::wait_ended(&array) {
-            pr_err!("raid1 {}: is still busy", self.spec.name);
-        }
+            // The threads end by themselves, when bios in flight have ended.
+            if !cpu::in_atomic() && !Self::wait_ended(&array) {
+                pr_err!("raid1 {}: is still busy", self.spec.name);
+            }
+        });
     }
 }

@@ -43,7 +43,7 @@ mod spec;
 pub use meta::MAX_LEGS;
 
 use disk::Raid1;
-use kshim::block::{BlockOps, BlockProber, class_dir, register_prober};
+use kshim::block::{class_dir, register_prober};
 use kshim::prelude::*;
 
 /// All paths below it are mirrors.
@@ -58,13 +58,5 @@ const DIR: &str = "raid1";
 #[doc(alias = "raid_init")]
 pub fn init() -> Result {
     class_dir(DIR)?;
-    register_prober(PREFIX, Arc::new(Driver))
-}
-
-struct Driver;
-
-impl BlockProber for Driver {
-    fn probe(&self, path: &str) -> Result<Arc<dyn BlockOps>> {
-        Ok(Raid1::new(path)?)
-    }
+    register_prober(PREFIX, Arc::new(Raid1::probe))
 }
