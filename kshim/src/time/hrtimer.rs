@@ -223,8 +223,9 @@ mod tests {
             HrTimerRestart::NoRestart
         });
         timer.start(due);
-        assert!(timer.is_queued());
         fired.wait_for_completion();
         assert!(Instant::now() >= due);
+        timer.start(due + Delta::from_secs(3600));
+        assert!(timer.is_queued() && timer.cancel());
     }
 }
