@@ -31,12 +31,35 @@ const MISSING: &str = "
 | `kref`, `refcount_t`, `container_of` | `Arc`, and `Weak` for what refers upwards |
 | `copy_from_user`, `ioctl`, character devices, netlink | no border between user and kernel: attributes ([`kshim::kobject`]) and the control socket |
 | `seq_file`, debugfs, configfs, procfs | attributes; nothing that was ported needed more |
-| request queues, I/O schedulers, plugging, partitions, `blk_mq_*` | bios go straight to the driver; the host's block layer is below |
+| request queues, I/O schedulers, `blk_plug`, partitions, `blk_mq_*` | bios go straight to the driver; the host's block layer is below |
 | `bio_split`, `bio_chain` | a driver keeps the bio and works on parts of its table by offset (ports/nbd); clones of data are `SharedTable`s (ports/raid1) |
-| `kfifo`, notifier chains, `seqlock_t` | no port uses them |
+| `dm_kcopyd_copy` | raid1, which alone copies, does it in its resync thread, where the pace and the lock of a region are |
+| `kfifo`, notifier chains, `seqlock_t` | no port uses them: queues are `VecDeque`s under the lock that the driver has anyway, and `RwSem` or RCU serve who reads much |
 | DMA, IOMMU, PCI, device model beyond kobjects | no hardware |
 | `struct sk_buff`, net devices, protocols | sockets only |
 | DLM, crypto API beyond CRC32C | no port uses them |
+
+## Beside Rust-for-Linux
+
+Where the crate `kernel` has an item, it has the same name here. What is different, and why:
+
+| `kernel` | here | why |
+|---|---|---|
+| `new_mutex!`, `new_spinlock!`, pinned, with a `LockClassKey` | `Mutex::new`, `SpinLock::new`, `const`, may be moved | no lockdep, and a futex needs no stable address while nobody waits; the order of locks is in `docs/lock-order.md` |
+| `SpinLock`: preemption off while it is held | spins for a moment, then sleeps | the holder may be preempted by the host, and nobody can forbid that |
+| `CondVar::wait_interruptible`, by signals | the same by a kthread's `Stop` | no signals: a thread is told to stop |
+| `CondVar::wait_interruptible_timeout` in jiffies | `wait_timeout` with a `Delta` | one unit of time everywhere |
+| `WorkItem` with `impl_has_work!` and an offset | `WorkItem::work(&self) -> &Work` | without `unsafe` an object cannot be found from a field of it; a method can give the field |
+| `Queue::enqueue` gives `Result<(), Arc<T>>` | the same | |
+| `Queue::try_spawn(flags, f)` | `try_spawn(f)` | no GFP flags: memory runs out by the host's rules |
+| `block::mq::Operations`, `TagSet`, `Request` | `block::BlockOps`, `SubmittedBio` | bios instead of requests, as in `submit_bio`: there is no scheduler above that would merge; tags are `idr::Idr` |
+| `GenDiskBuilder` | `register_disk`, `register_prober` | paths in place of device numbers |
+| `time::Instant<C>` for several clocks | `time::Instant`, monotonic | nothing ported needed another |
+| `hrtimer` embedded in the structure that it serves | `HrTimer` owns a closure | as for work items |
+| `xarray::XArray` | `idr::Idr`, or standard collections under a lock | |
+| `rcu::Guard`, `rcu::read_lock` | the same; and `Rcu<T>`, the pointer with its life | C's `rcu_dereference` needs a type that says who frees |
+| `ThisModule`, `module!` | `pub fn init() -> Result` of a crate | a driver is linked, not loaded; parameters are in the path ([`kshim::params`]) |
+| `error::Result`, `code::EINVAL`, `pr_info!` | the same | |
 ";
 
 /// What to do with the document.
