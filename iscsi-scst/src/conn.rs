@@ -35,6 +35,8 @@ const TIMER_LOGIN: u32 = 0;
 const TIMER_NOP: u32 = 1;
 /// Timer: a response has to have been sent.
 const TIMER_RSP: u32 = 2;
+/// Timer: write data has to have come.
+const TIMER_DATA: u32 = 3;
 
 /// Room for messages that is kept between wake-ups.
 const MSGS_KEPT: usize = 64;
@@ -86,6 +88,8 @@ pub(crate) enum ConnMsg {
     Aen([u8; 8], Vec<u8>),
     /// The session is registered, or not.
     Created(std::result::Result<NewSession, LoginStatus>),
+    /// The target's parameters have changed.
+    Params,
     /// Ask the initiator to log out: the server stops.
     RequestLogout,
     /// Close the connection.
@@ -217,6 +221,8 @@ pub(crate) struct Conn {
     pub(crate) sock_ready: SockReady,
     /// The socket is full: how many responses had been sent when [`TIMER_RSP`] was armed.
     tx_blocked: Option<u32>,
+    /// [`TIMER_DATA`] is armed.
+    data_watched: bool,
     last_rx: Instant,
     /// The ping that is not answered yet, and when it was sent.
     ping: Option<(Ttt, Instant)>,
@@ -247,6 +253,7 @@ impl Conn {
             half_open: true,
             sock_ready: SockReady::default(),
             tx_blocked: None,
+            data_watched: false,
             last_rx: cx.now(),
             ping: None,
             ping_count: 0,
@@ -416,6 +423,7 @@ impl Conn {
     pub(crate) fn flush(&mut self, cx: &mut Cx<'_>) -> std::result::Result<(), CloseReason> {
         let (flushed, over) = match &mut self.phase {
             Phase::Full(ffp) => {
+                ffp.waits.set_now(cx.now());
                 ffp.admit_writes();
                 ffp.announce_window();
                 let flushed = if ffp.tx.is_empty() {
@@ -443,7 +451,42 @@ impl Conn {
             cx.reschedule(cx.token());
         }
         self.note_blocked(cx, flushed);
+        self.watch_data(cx);
         Ok(())
+    }
+
+    /// Watches that the initiator sends the data of each write within RspTimeout.
+    #[doc(alias = "req_add_to_write_timeout_list")]
+    #[inline]
+    fn watch_data(&mut self, cx: &mut Cx<'_>) {
+        if self.data_watched {
+            return;
+        }
+        if let Phase::Full(ffp) = &self.phase
+            && !ffp.waits.is_empty()
+            && let Some(oldest) = ffp.waits.oldest()
+        {
+            cx.set_timer(cx.token(), TIMER_DATA, oldest + rsp_timeout(ffp));
+            self.data_watched = true;
+        }
+    }
+
+    #[doc(alias = "conn_rsp_timer_fn")]
+    fn data_timer(&mut self, cx: &mut Cx<'_>) {
+        self.data_watched = false;
+        let Phase::Full(ffp) = &self.phase else {
+            return;
+        };
+        let (now, timeout) = (cx.now(), rsp_timeout(ffp));
+        if !ffp.waits.oldest().is_some_and(|o| o + timeout <= now) {
+            self.watch_data(cx);
+        } else if self.rx_must_wait() {
+            // What is not received yet is not the initiator's fault.
+            cx.set_timer(cx.token(), TIMER_DATA, now + timeout);
+            self.data_watched = true;
+        } else {
+            self.close(cx, CloseReason::Timeout("write data not sent"));
+        }
     }
 
     /// Watches that the peer takes its responses in time: each within RspTimeout of its predecessor.
@@ -461,7 +504,7 @@ impl Conn {
             (Flushed::Blocked, before) => {
                 let sent = ffp.tx.responses_sent();
                 if before != Some(sent) {
-                    let timeout = Delta::from_secs(i64::from(ffp.target.params().rsp_timeout));
+                    let timeout = rsp_timeout(ffp);
                     self.tx_blocked = Some(sent);
                     cx.set_timer(cx.token(), TIMER_RSP, cx.now() + timeout);
                 }
@@ -490,6 +533,14 @@ impl Conn {
         }
     }
 
+    /// The interval may be another one. A ping that is not answered yet keeps its time.
+    fn params_changed(&mut self, cx: &mut Cx<'_>) {
+        if self.ping.is_none() {
+            cx.cancel_timer(cx.token(), TIMER_NOP);
+            self.arm_nop(cx, cx.now());
+        }
+    }
+
     #[doc(alias = "conn_nop_in_delayed_work_fn")]
     fn nop_timer(&mut self, cx: &mut Cx<'_>) {
         let Phase::Full(ffp) = &mut self.phase else {
@@ -505,6 +556,9 @@ impl Conn {
             }
             self.ping = self.ping.map(|(ttt, _)| (ttt, cx.now()));
             cx.set_timer(cx.token(), TIMER_NOP, cx.now() + timeout);
+            return;
+        }
+        if params.nop_in_interval == 0 {
             return;
         }
         let interval = Delta::from_secs(i64::from(params.nop_in_interval));
@@ -550,6 +604,7 @@ impl Conn {
                 self.shutdown();
                 cx.cancel_timer(cx.token(), TIMER_NOP);
                 cx.cancel_timer(cx.token(), TIMER_RSP);
+                cx.cancel_timer(cx.token(), TIMER_DATA);
                 self.drain(ffp);
             }
             Phase::Draining(ffp) => {
@@ -630,6 +685,7 @@ impl Conn {
                 }
             }
             ConnMsg::Created(made) => self.session_created(cx, made),
+            ConnMsg::Params => self.params_changed(cx),
             ConnMsg::RequestLogout => match &mut self.phase {
                 Phase::Full(ffp) => ffp.request_logout(LOGOUT_GRACE_MS),
                 // A login would lead to nothing, and a discovery session has no work that could be lost.
@@ -647,6 +703,10 @@ impl Conn {
             }
         }
     }
+}
+
+fn rsp_timeout(ffp: &Ffp) -> Delta {
+    Delta::from_secs(i64::from(ffp.target.params().rsp_timeout))
 }
 
 fn millis(ms: u64) -> Delta {
@@ -677,6 +737,7 @@ impl Source for Conn {
             TIMER_LOGIN => self.close(cx, CloseReason::Timeout("login not finished")),
             TIMER_NOP => self.nop_timer(cx),
             TIMER_RSP => self.close(cx, CloseReason::Timeout("response not taken")),
+            TIMER_DATA => self.data_timer(cx),
             _ => {}
         }
     }

@@ -12,6 +12,7 @@
 
 use crate::pdu::{Itt, Ttt};
 use crate::sn::{DataSn, R2tSn};
+use kshim::time::Instant;
 use scst_core::cmd::Cmd;
 use slab::Slab;
 use std::collections::{HashMap, VecDeque};
@@ -213,6 +214,9 @@ struct DataWait<C> {
     in_pdu: bool,
     /// The connection's share has room for all its data.
     admitted: bool,
+    /// Since when the initiator may send it.
+    #[doc(alias = "write_start")]
+    since: Instant,
 }
 
 impl<C> DataWait<C> {
@@ -329,6 +333,8 @@ pub(crate) struct DataWaits<C> {
     admitted: u64,
     /// Commands that are not let in yet.
     queue: VecDeque<WaitKey>,
+    /// The time, as far as the caller has told it.
+    now: Instant,
 }
 
 /// TTTs carry slab index and generation, 16 bits each; FFFFFFFFh is reserved.
@@ -343,7 +349,28 @@ impl<C: Payload> DataWaits<C> {
             in_order,
             admitted: 0,
             queue: VecDeque::new(),
+            now: Instant::from_nanos(0),
         }
+    }
+
+    /// Tells the time.
+    #[inline]
+    pub(crate) fn set_now(&mut self, now: Instant) {
+        self.now = now;
+    }
+
+    /// Whether nothing waits.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slab.is_empty()
+    }
+
+    /// Since when the initiator owes data, that of the command that has waited longest. Commands that have not been let
+    /// in, and of which nothing comes unasked, wait for us.
+    pub(crate) fn oldest(&self) -> Option<Instant> {
+        let owes = |w: &DataWait<C>| w.admitted || w.in_pdu || w.unsolicited.is_some();
+        let all = self.slab.iter().map(|(_, w)| w);
+        all.filter(|w| owes(w)).map(|w| w.since).min()
     }
 
     /// Whether a command of this tag waits here.
@@ -405,6 +432,7 @@ impl<C: Payload> DataWaits<C> {
             solicited: Vec::new(),
             in_pdu: new.in_pdu,
             admitted: false,
+            since: self.now,
         });
         self.by_itt.insert(new.itt, at);
         WaitKey {
@@ -628,6 +656,7 @@ impl<C: Payload> DataWaits<C> {
             }
             cmd.set_admitted();
             wait.admitted = true;
+            wait.since = self.now;
             self.admitted = sum;
             self.queue.pop_front();
             return Some(key);

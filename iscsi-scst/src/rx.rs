@@ -176,6 +176,9 @@ impl Conn {
     pub(crate) fn receive(&mut self, cx: &mut Cx<'_>) -> Closing {
         let mut pdus = MAX_PDUS_PER_ROUND;
         let mut bytes = MAX_BYTES_PER_ROUND;
+        if let Phase::Full(ffp) = &mut self.phase {
+            ffp.waits.set_now(cx.now());
+        }
         loop {
             self.process_buffered(cx, &mut pdus)?;
             self.flush(cx)?;

@@ -181,11 +181,24 @@ impl IscsiTarget {
         self.params.lock().clone()
     }
 
-    /// Sets a parameter; see [`TgtParams::set_text`]. Connections heed new timeouts from their next timer on,
-    /// QueuedCommands is for sessions to come. Errors: EINVAL.
+    /// Sets a parameter; see [`TgtParams::set_text`]. Connections heed a new NopInInterval at once, other timeouts from
+    /// their next timer on. DIFFERS: QueuedCommands is for sessions to come; SCST narrows windows that are granted.
+    /// Errors: EINVAL.
     pub fn set_param(&self, name: &str, text: &str) -> Result {
-        let set = self.params.lock().set_text(name, text);
-        if set { Ok(()) } else { Err(code::EINVAL) }
+        if !self.params.lock().set_text(name, text) {
+            return Err(code::EINVAL);
+        }
+        for conn in self.conns() {
+            conn.send(ConnMsg::Params);
+        }
+        Ok(())
+    }
+
+    /// The connections of its sessions.
+    fn conns(&self) -> Vec<Arc<ConnShared>> {
+        let sessions = self.sessions.lock();
+        let all = sessions.entries.iter();
+        all.map(|e| Arc::clone(&e.conn)).collect()
     }
 
     /// Which portals it is reached by.
@@ -356,16 +369,8 @@ impl IscsiTarget {
     /// Has all sessions closed but that of `conn`.
     #[doc(alias = "target_del_all_sess")]
     pub(crate) fn close_others(&self, conn: &Arc<ConnShared>) {
-        let conns: Vec<_> = {
-            let sessions = self.sessions.lock();
-            let others = sessions
-                .entries
-                .iter()
-                .filter(|e| !Arc::ptr_eq(&e.conn, conn));
-            others.map(|e| Arc::clone(&e.conn)).collect()
-        };
-        for conn in conns {
-            conn.send(ConnMsg::Close(CloseReason::Reset));
+        for other in self.conns().iter().filter(|c| !Arc::ptr_eq(c, conn)) {
+            other.send(ConnMsg::Close(CloseReason::Reset));
         }
     }
 

@@ -325,3 +325,77 @@ fn large_reads_in_small_segments_arrive_whole_and_in_order() {
         }
     });
 }
+
+#[test]
+fn who_does_not_send_the_data_of_a_write_within_rsp_timeout_is_closed_and_others_are_not() {
+    let params = TgtParams {
+        rsp_timeout: 2,
+        nop_in_interval: 0,
+        ..TgtParams::default()
+    };
+    let bed = Bed::with(POLLERS[1], params);
+    let mut silent: Vec<Ini> = [("InitialR2T", "Yes"), ("InitialR2T", "No")]
+        .map(|key| bed.login_as(3401 + u32::from(key.1 == "No"), &[key]))
+        .into();
+    let mut other = bed.login();
+    let begin = Instant::now();
+    for (ini, flags) in silent.iter_mut().zip([F | W, W]) {
+        ini.clear_ua();
+        // One waits for the data of an R2T, one for unsolicited data.
+        let write = ini.command(0, flags, 512, write10(0, 1));
+        ini.send(&write);
+    }
+    assert_eq!(silent[0].recv().map(|p| p.opcode()), Some(R2T));
+    for ini in &mut silent {
+        assert!(ini.recv().is_none());
+        assert!(begin.elapsed() >= Duration::from_secs(2), "too early");
+    }
+    while bed.target.session_count() != 1 {
+        std::thread::yield_now();
+    }
+    other.clear_ua();
+    assert_eq!(other.write(0, &[7; 512]).status, 0);
+    // Nothing is held against a connection whose data has come.
+    std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(other.test_unit_ready(0).status, 0);
+    other.logout();
+    bed.settle();
+    bed.stop();
+}
+
+#[test]
+fn an_interval_of_zero_ends_pings_and_another_one_begins_them() {
+    let params = TgtParams {
+        nop_in_interval: 0,
+        nop_in_timeout: 2,
+        ..TgtParams::default()
+    };
+    let bed = Bed::with(POLLERS[0], params);
+    let mut ini = bed.login();
+    ini.clear_ua();
+    let quiet = |ini: &mut Ini, time: Duration| {
+        ini.sock.set_read_timeout(Some(time)).unwrap();
+        let got = ini.sock.peek(&mut [0]);
+        ini.sock.set_read_timeout(Some(wire::PATIENCE)).unwrap();
+        got.is_err()
+    };
+    let pong = |ini: &mut Ini, ping: &Pdu| {
+        assert_eq!((ping.opcode(), ping.get(16)), (NOP_IN, NO_TAG));
+        let mut pong = ini.request(NOP_OUT | IMMEDIATE, F, NO_TAG);
+        pong.set(20, ping.get(20));
+        ini.send(&pong);
+    };
+    assert!(quiet(&mut ini, Duration::from_millis(1500)), "never asked");
+    // Sessions that there are heed it.
+    bed.target.set_param("NopInInterval", "1").unwrap();
+    let ping = ini.recv().expect("a ping");
+    pong(&mut ini, &ping);
+    let ping = ini.recv().expect("another one");
+    bed.target.set_param("NopInInterval", "0").unwrap();
+    pong(&mut ini, &ping);
+    assert!(quiet(&mut ini, Duration::from_millis(2500)), "no more");
+    assert_eq!(ini.test_unit_ready(0).status, 0);
+    ini.logout();
+    bed.settle();
+    bed.stop();
+}
