@@ -93,7 +93,7 @@ pub(crate) struct Ffp {
     immediate_cmds: u32,
     /// Commands between reception and recycling.
     pub(crate) live_cmds: u32,
-    /// A command left the closed window without an answer that would tell the initiator.
+    /// A command has left the closed window without an answer, and nothing has told the initiator since.
     window_moved: bool,
     cache: Cmds,
     current: Current,
@@ -187,6 +187,8 @@ impl Ffp {
     pub(crate) fn next_stat_sn(&mut self) -> StatSn {
         let sn = self.stat_sn;
         self.stat_sn = sn.next();
+        // What takes a number tells how long the window is.
+        self.window_moved = false;
         sn
     }
 
@@ -368,12 +370,13 @@ impl Ffp {
         ));
     }
 
-    /// Tells the initiator that the window is open again, if nothing else will: commands that were aborted end without
-    /// an answer.
+    /// Tells the initiator that the window is open again, if nothing else has: commands that were aborted end without
+    /// an answer. Those that are left may take their time. The answer of a request of its own tells it, too.
     pub(crate) fn announce_window(&mut self) {
-        if !std::mem::take(&mut self.window_moved) || self.tm.under_way() || self.active_cmds != 0 {
+        if !self.window_moved || self.tm.under_way() {
             return;
         }
+        self.window_moved = false;
         self.nop_in_ping(Ttt::RESERVED);
     }
 

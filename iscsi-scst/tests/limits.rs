@@ -399,3 +399,40 @@ fn an_interval_of_zero_ends_pings_and_another_one_begins_them() {
     bed.settle();
     bed.stop();
 }
+
+#[test]
+fn a_command_that_another_nexus_aborts_gives_its_place_back_while_others_go_on() {
+    let params = TgtParams {
+        queued_commands: 2,
+        ..TgtParams::default()
+    };
+    let bed = Bed::with(POLLERS[0], params);
+    let mut ini = bed.login_as(3501, &[("InitialR2T", "Yes")]);
+    let mut other = bed.login();
+    let window = |ini: &Ini| ini.max_cmd_sn.wrapping_sub(ini.exp_cmd_sn).wrapping_add(1);
+    ini.clear_ua();
+    other.clear_ua();
+    let mut r2ts = Vec::new();
+    for lun in [0, 1] {
+        let write = ini.command(lun, F | W, 512, write10(0, 1));
+        ini.send(&write);
+        r2ts.push(ini.recv().expect("an R2T"));
+    }
+    assert_eq!(window(&ini), 0);
+    let reset = other.tmf(5, 0, NO_TAG, 0);
+    let done = other.recv().expect("the reset is done");
+    assert_eq!((done.get(16), done.bhs[2]), (reset, 0));
+    let told = ini.recv().expect("word of the place");
+    assert_eq!(
+        (told.opcode(), told.get(16), told.get(20)),
+        (NOP_IN, NO_TAG, NO_TAG)
+    );
+    assert_eq!(window(&ini), 1);
+    ini.answer_r2t(&r2ts[1], &[1; 512]);
+    assert_eq!(ini.reply(r2ts[1].get(16)).status, 0);
+    assert_eq!(window(&ini), 2);
+    ini.logout();
+    other.logout();
+    bed.settle();
+    bed.stop();
+}
