@@ -187,6 +187,10 @@ impl Ffp {
         hold: bool,
     ) -> Option<Handed> {
         let itt = hdr.itt();
+        if itt == Itt::RESERVED {
+            self.reject(bhs, RejectReason::ProtocolError);
+            return None;
+        }
         if self.waits.contains(itt) {
             self.reject(bhs, RejectReason::TaskInProgress);
             return None;

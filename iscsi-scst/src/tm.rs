@@ -4,7 +4,7 @@
 //! `iscsi-scst/kernel/iscsi.c`
 
 use crate::ffp::Ffp;
-use crate::pdu::hdr::{TaskMgtHdr, TaskMgtRspHdr};
+use crate::pdu::hdr::{ScsiCmdHdr, TaskMgtHdr, TaskMgtRspHdr};
 use crate::pdu::{Itt, TmfFunction, TmfResponse, flags};
 use crate::sn::CmdSn;
 use crate::tx::{TxData, TxPdu, TxResp};
@@ -114,6 +114,7 @@ impl Ffp {
             lun,
             tag: u64::from(hdr.referenced_task_tag().0),
             cmd_sn: Some(cmd_sn.0),
+            ref_sn: (code == TmfFunction::AbortTask).then_some(hdr.ref_cmd_sn().0),
             tgt_priv,
         });
     }
@@ -133,8 +134,13 @@ impl Ffp {
         let rtt = hdr.referenced_task_tag();
         let function = match code {
             TmfFunction::AbortTask => {
-                if self.pending.abort(cmd_sn, |c| c.itt() == rtt) {
+                let (lun, sn) = (hdr.lun, hdr.ref_cmd_sn());
+                let named = |c: &ScsiCmdHdr| c.itt() == rtt && c.lun == lun && c.cmd_sn() == sn;
+                if self.pending.abort(cmd_sn, named) {
                     return Err(TmfResponse::FunctionComplete);
+                }
+                if self.pending.has(cmd_sn, |c| c.itt() == rtt) {
+                    return Err(TmfResponse::FunctionRejected);
                 }
                 return Ok((TmFunction::AbortTask, code));
             }
@@ -180,6 +186,7 @@ impl Ffp {
             lun: 0,
             tag: 0,
             cmd_sn: None,
+            ref_sn: None,
             tgt_priv: NEXUS_LOSS,
         });
     }

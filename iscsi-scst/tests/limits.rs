@@ -436,3 +436,60 @@ fn a_command_that_another_nexus_aborts_gives_its_place_back_while_others_go_on()
     bed.settle();
     bed.stop();
 }
+
+#[test]
+fn an_abort_that_names_another_command_is_rejected() {
+    const REJECTED: u8 = 255;
+    each(|bed| {
+        let mut ini = bed.login_as(3601, &[("InitialR2T", "Yes")]);
+        ini.clear_ua();
+        let abort = |ini: &mut Ini, lun, itt, sn| {
+            let tmf = ini.tmf(1, lun, itt, sn);
+            let done = ini.recv().expect("an answer");
+            assert_eq!(done.get(16), tmf, "{done:?}");
+            done.bhs[2]
+        };
+        let write = ini.command(0, F | W, 512, write10(0, 1));
+        ini.send(&write);
+        assert_eq!(ini.recv().map(|p| p.opcode()), Some(R2T));
+        let (itt, sn) = (write.get(16), write.get(24));
+        for (lun, sn) in [(0, sn.wrapping_sub(1)), (0, sn.wrapping_sub(9)), (1, sn)] {
+            assert_eq!(abort(&mut ini, lun, itt, sn), REJECTED, "{lun} {sn}");
+        }
+        assert_eq!(abort(&mut ini, 0, itt, sn), 0);
+        // One ahead of its turn, too.
+        let first = ini.command(0, F, 0, [0; 16]);
+        let second = ini.command(0, F, 0, [0; 16]);
+        ini.send(&second);
+        let late = ini.tmf(1, 0, second.get(16), first.get(24));
+        ini.send(&first);
+        for itt in [first.get(16), second.get(16)] {
+            assert_eq!(ini.reply(itt).status, 0);
+        }
+        let done = ini.recv().expect("an answer");
+        assert_eq!((done.get(16), done.bhs[2]), (late, REJECTED));
+        // An immediate command has the number of the request that aborts it (RFC 7143 11.5.5).
+        let mut now = ini.command(0, F | W, 512, write10(0, 1));
+        ini.cmd_sn = now.get(24);
+        now.bhs[0] |= IMMEDIATE;
+        ini.send(&now);
+        assert_eq!(ini.recv().map(|p| p.opcode()), Some(R2T));
+        assert_eq!(abort(&mut ini, 0, now.get(16), now.get(24)), 0);
+        ini.logout();
+    });
+}
+
+#[test]
+fn a_command_with_the_tag_that_names_nothing_is_rejected() {
+    each(|bed| {
+        let mut ini = bed.login();
+        ini.clear_ua();
+        let mut cmd = ini.command(0, F, 0, [0; 16]);
+        cmd.set(16, NO_TAG);
+        ini.send(&cmd);
+        let reject = ini.recv().expect("a Reject");
+        assert_eq!((reject.opcode(), reject.bhs[2]), (REJECT, 4));
+        assert_eq!(ini.test_unit_ready(0).status, 0);
+        ini.logout();
+    });
+}

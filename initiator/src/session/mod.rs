@@ -238,6 +238,7 @@ pub enum Outcome {
 #[derive(Debug, Default)]
 struct Pending {
     command: Option<Command>,
+    cmd_sn: u32,
     data_in: Vec<u8>,
     data_in_pdus: u32,
     r2ts: u32,
@@ -369,6 +370,7 @@ impl Session {
             itt,
             Pending {
                 command: Some(command.clone()),
+                cmd_sn: pdu.bhs.word(24),
                 ..Pending::default()
             },
         );
@@ -479,8 +481,16 @@ impl Session {
             .set_word(16, itt)
             .set_word(20, referenced.unwrap_or(NO_TAG));
         self.number(&mut bhs);
-        // RefCmdSN counts only for a task that the target never saw; ours arrive in order.
-        bhs.set_word(32, self.cmd_sn.wrapping_sub(1));
+        // RefCmdSN: of a task that is not there any more, one that the target has seen; of an immediate one, the request's own.
+        let task = referenced.and_then(|itt| self.pending.get(&itt));
+        bhs.set_word(
+            32,
+            match task.map(|t| (t.cmd_sn, &t.command)) {
+                Some((_, Some(c))) if c.immediate => bhs.word(24),
+                Some((sn, _)) => sn,
+                None => self.cmd_sn.wrapping_sub(1),
+            },
+        );
         self.request(itt, &Pdu::bare(bhs))
     }
 

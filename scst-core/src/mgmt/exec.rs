@@ -115,6 +115,18 @@ fn is_older(mcmd: &MgmtCmd, tgt_sn: u64) -> bool {
     diff < 0
 }
 
+/// Whether the command with the number `tgt_sn` is the one that an ABORT TASK means which has its tag: older, and with the
+/// number that the request gives, if it gives one. An immediate command has the number of the next one that is not, which
+/// may be the request's own; the request then gives that (RFC 7143 11.5.5).
+fn is_named(mcmd: &MgmtCmd, tgt_sn: u64) -> bool {
+    let p = mcmd.params();
+    let Some(ref_sn) = p.ref_sn else {
+        return is_older(mcmd, tgt_sn);
+    };
+    let same = u64::from(ref_sn) == tgt_sn;
+    same || (p.cmd_sn == Some(ref_sn) && is_older(mcmd, tgt_sn))
+}
+
 #[doc(alias = "scst_abort_task_set")]
 fn abort_task_set(mcmd: &Arc<MgmtCmd>, t: &TgtDev, abort: Abort) -> usize {
     let Some(sess) = t.session() else { return 0 };
@@ -167,7 +179,8 @@ fn abort_task(mcmd: &Arc<MgmtCmd>) {
         return;
     };
     let lun = cmd.shared.lun.load(Ordering::Acquire);
-    if lun != p.lun || !is_older(mcmd, cmd.shared.tgt_sn.load(Ordering::Acquire)) {
+    let sn = cmd.shared.tgt_sn.load(Ordering::Acquire);
+    if lun != p.lun || !is_named(mcmd, sn) {
         mcmd.set_status(TmStatus::Rejected);
         return;
     }

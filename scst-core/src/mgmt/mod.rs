@@ -119,6 +119,8 @@ pub struct TmParams {
     pub tag: u64,
     /// Only commands older than this number of the transport are concerned.
     pub cmd_sn: Option<u32>,
+    /// The transport's number of the command to abort, where the request gives it.
+    pub ref_sn: Option<u32>,
     /// The transport's own handle.
     pub tgt_priv: u64,
 }
@@ -371,6 +373,7 @@ pub(crate) fn pr_abort_all(sess: &Arc<Session>, lun: u64, origin: Arc<PrAbort>) 
         lun,
         tag: 0,
         cmd_sn: None,
+        ref_sn: None,
         tgt_priv: 0,
     };
     sess.rx_mgmt(params, Some(origin));

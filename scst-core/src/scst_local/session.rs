@@ -251,6 +251,7 @@ impl LocalSession {
             lun: 0,
             tag: 0,
             cmd_sn: None,
+            ref_sn: None,
             tgt_priv: 0,
         });
         drop(sess);

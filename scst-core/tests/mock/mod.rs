@@ -480,6 +480,7 @@ impl Ini {
             lun,
             tag,
             cmd_sn: sn,
+            ref_sn: None,
             tgt_priv: id,
         });
         id
