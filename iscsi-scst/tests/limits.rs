@@ -493,3 +493,25 @@ fn a_command_with_the_tag_that_names_nothing_is_rejected() {
         ini.logout();
     });
 }
+
+#[test]
+fn write_same_without_its_block_changes_nothing() {
+    const LENGTH_ERROR: (u8, u8, u8) = (5, 0x1a, 0);
+    let same = |op: u8, len_at: usize| {
+        let mut cdb = [0; 16];
+        cdb[0] = op;
+        cdb[len_at] = 8;
+        cdb
+    };
+    each(|bed| {
+        let mut ini = bed.login();
+        ini.clear_ua();
+        assert_eq!(ini.write(0, &[9; 4096]).status, 0);
+        for cdb in [same(0x41, 8), same(0x93, 13)] {
+            let cmd = ini.command(0, F | W, 0, cdb);
+            assert_eq!(ini.run(&cmd).sense, Some(LENGTH_ERROR), "{:#x}", cdb[0]);
+        }
+        assert!(ini.read(0, 8).data == [9; 4096]);
+        ini.logout();
+    });
+}

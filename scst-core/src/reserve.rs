@@ -23,11 +23,13 @@ use crate::sense;
 use crate::session::Session;
 use crate::tgt_dev::TgtDev;
 use kshim::error::{Result, code};
-use kshim::sync::{Mutex, SpinLock};
+use kshim::sync::{Mutex, SpinLock, SpinLockGuard};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+/// How often a PERSISTENT RESERVE OUT is begun anew because a nexus came or went meanwhile; then none may.
+const CHANGE_TRIES: u32 = 8;
 /// 3RDPTY bit in byte 2 of RESERVE(10) (SPC-2 7.21).
 const THIRD_PARTY: u8 = 4;
 
@@ -278,11 +280,7 @@ impl Reservations {
         let file = self.pr_mutex.lock();
         cmd.can_persist = file.is_some();
         let (targets, saved) = {
-            let mut state = self.state.lock();
-            if state.spc2.is_some() {
-                return Err(Refusal::Conflict);
-            }
-            let effects = state.pr.out(&cmd)?;
+            let (effects, state) = self.change_pr(&cmd)?;
             state.publish();
             let on = |e: &Effect| match e {
                 Effect::Ua(id, _) | Effect::Abort(id) => *id,
@@ -298,9 +296,41 @@ impl Reservations {
             && let Err(e) = file.save(&saved)
         {
             // As in SCST: an error now would leave the initiator without knowing what holds.
-            kshim::pr_err!("Unable to save persistent reservations of device {name}: {e}");
+            kshim::pr_err_ratelimited!(
+                "Unable to save persistent reservations of device {name}: {e}"
+            );
         }
         Ok(())
+    }
+
+    /// Carries a PERSISTENT RESERVE OUT out; the state is locked when it has changed. With many registrations and a long
+    /// list that takes its time: whoever wants the lock meanwhile, a reactor too, does not wait for it. Under `pr_mutex`.
+    fn change_pr(
+        &self,
+        cmd: &PrOut<'_>,
+    ) -> Result<(Vec<Effect>, SpinLockGuard<'_, State>), Refusal> {
+        let is_free = |state: &State| match state.spc2 {
+            None => Ok(()),
+            Some(_) => Err(Refusal::Conflict),
+        };
+        for _ in 0..CHANGE_TRIES {
+            let mut next = {
+                let state = self.state.lock();
+                is_free(&state)?;
+                state.pr.clone()
+            };
+            let effects = next.out(cmd)?;
+            let mut state = self.state.lock();
+            is_free(&state)?;
+            if state.pr.knows_same_nexuses(&next) {
+                state.pr = next;
+                return Ok((effects, state));
+            }
+        }
+        let mut state = self.state.lock();
+        is_free(&state)?;
+        let effects = state.pr.out(cmd)?;
+        Ok((effects, state))
     }
 
     /// The attribute `pr_state`.

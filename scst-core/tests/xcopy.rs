@@ -6,6 +6,7 @@ mod ram;
 
 use common::{Answer, Nexus, Rig, hex};
 use kshim::block::register_disk;
+use scst_core::core::LunParams;
 use scst_core::dev_handlers::vdisk::{Vdisk, VdiskKind, VdiskParams};
 use scst_core::sense;
 use std::path::Path;
@@ -300,6 +301,55 @@ fn only_devices_that_the_initiator_has_take_part() {
         copy(&mut rig, 0, &l).sense(),
         Some(sense::INVALID_FIELD_IN_PARM_LIST)
     );
+}
+
+/// What an initiator may not do by a LUN it may not do by a copy.
+#[test]
+fn a_copy_may_do_what_the_initiator_may_at_its_luns() {
+    let dir = tempfile::tempdir().expect("scratch directory");
+    let disks = ["one", "two", "three"].map(|n| file_disk(dir.path(), n, &[]));
+    let [one, two, three] = disks.each_ref().map(Arc::clone);
+    // Of the second it has a LUN to read only, of the third none: that is for whom no group takes.
+    let mut rig = Rig::new(&[(one, false), (two, true), (three, false)]);
+    let (core, tgt) = (Arc::clone(rig.core()), Arc::clone(rig.tgt()));
+    let group = core.add_acg(&tgt, "group").expect("new");
+    for (lun, name, read_only) in [(0, "one", false), (1, "two", true)] {
+        let dev = core.device(name).expect("registered");
+        core.add_lun(&tgt, group, &dev, lun, LunParams { read_only })
+            .expect("free");
+    }
+    let cscds: Vec<_> = (0..3).map(|lun| cscd(&mut rig, lun, 512)).collect();
+    core.add_acn(&tgt, group, "iqn.other").expect("new");
+    let mut other = rig.another_with("iqn.other", 2);
+    let seg = |src, dst| Seg {
+        src,
+        dst,
+        dc: false,
+        blocks: 8,
+        src_lba: 0,
+        dst_lba: 64,
+    };
+    let mut copy = |src: usize, dst: usize| {
+        let l = list(
+            0,
+            3,
+            &[cscds[src].clone(), cscds[dst].clone()],
+            &[seg(0, 1)],
+        );
+        other.send(0, &copy_cdb(l.len()), None, &l)
+    };
+    assert!(copy(1, 0).is_good());
+    let a = copy(0, 1);
+    assert_eq!(
+        a.sense,
+        hex("70000a000000000a00000000000000a00006"),
+        "{a:?}"
+    );
+    for (src, dst) in [(0, 2), (2, 0)] {
+        let a = copy(src, dst);
+        assert_eq!(a.sense(), Some(sense::INVALID_FIELD_IN_PARM_LIST), "{a:?}");
+    }
+    drop(other);
 }
 
 #[test]

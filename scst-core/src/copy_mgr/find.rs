@@ -3,7 +3,6 @@
 //! C source: `scst_cm_init_inq_finish`, `scst_cm_check_access` of `scst/src/scst_copy_mgr.c`
 
 use super::params::Devices;
-use crate::acn::wildcmp;
 use crate::cdb::bytes::{be16_at, u8_at};
 use crate::device::Device;
 use crate::session::Session;
@@ -34,20 +33,25 @@ impl<'a> Finder<'a> {
         }
     }
 
-    fn is_connected(&self, dev: &Arc<Device>) -> bool {
+    /// Whether the initiator has a LUN of the device at any target, and then whether it may only read there.
+    ///
+    /// DIFFERS: in SCST a LUN of a target's default group is everybody's, also of initiators that other groups of the target
+    /// take; and a LUN that may only be read is written to.
+    fn connection(&self, dev: &Arc<Device>) -> Option<bool> {
         let core = &self.sess.core;
         let tgts: Vec<Arc<Tgt>> = {
             let list = core.tgt_list.lock();
             list.iter().filter_map(Weak::upgrade).collect()
         };
         let name = self.sess.initiator_name();
-        tgts.iter().any(|tgt| {
+        let at = |tgt: &Arc<Tgt>| {
+            let id = tgt.find_acg(name);
             let acgs = tgt.acgs.lock();
-            acgs.iter().enumerate().any(|(n, acg)| {
-                acg.luns.values().any(|d| Arc::ptr_eq(&d.dev, dev))
-                    && (n == 0 || acg.acns.iter().any(|p| wildcmp(p, name)))
-            })
-        })
+            let luns = acgs.iter().find(|acg| acg.id == id)?.luns.values();
+            let of_dev = luns.filter(|d| Arc::ptr_eq(&d.dev, dev));
+            of_dev.map(|d| d.read_only).min()
+        };
+        tgts.iter().filter_map(at).min()
     }
 }
 
@@ -82,15 +86,17 @@ impl Devices for Finder<'_> {
 
     fn access(&self, dev: &Arc<Device>) -> Option<bool> {
         let free = &self.sess.core.copy_mgr.allow_not_connected_copy;
-        if !free.load(Ordering::Relaxed) && !self.is_connected(dev) {
-            kshim::pr_warn!(
+        let connection = self.connection(dev);
+        if connection.is_none() && !free.load(Ordering::Relaxed) {
+            kshim::pr_warn_ratelimited!(
                 "Initiator {} not allowed to use device {} in EXTENDED COPY command",
                 self.sess.initiator_name(),
                 dev.name()
             );
             return None;
         }
-        Some(dev.handler().is_read_only() || dev.is_swp())
+        let read_only = connection.unwrap_or(false);
+        Some(read_only || dev.handler().is_read_only() || dev.is_swp())
     }
 }
 

@@ -8,7 +8,7 @@ use crate::event::{Kind, payload::tm_code};
 use crate::sense;
 use crate::session::Session;
 use crate::tgt_dev::TgtDev;
-use kshim::pr_info;
+use kshim::pr_info_ratelimited;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -16,7 +16,7 @@ use std::sync::atomic::{Ordering, fence};
 #[doc(alias = "scst_mgmt_cmd_exec")]
 pub(super) fn exec(mcmd: &Arc<MgmtCmd>) {
     let p = mcmd.params();
-    pr_info!(
+    pr_info_ratelimited!(
         "TM fn {:?} received: initiator {}, LUN {}, tag {:#x}",
         p.function,
         mcmd.session().initiator_name(),
@@ -359,7 +359,7 @@ pub(super) fn affected_cmds_done(mcmd: &Arc<MgmtCmd>) {
 /// SCST_MCMD_STATE_DONE: all responses of the nexus that come before the answer are sent.
 #[doc(alias = "scst_mgmt_cmd_send_done")]
 pub(super) fn send_done(mcmd: &Arc<MgmtCmd>) {
-    pr_info!(
+    pr_info_ratelimited!(
         "TM fn {:?} finished, status {:?}",
         mcmd.params().function,
         mcmd.status()

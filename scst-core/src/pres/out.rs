@@ -557,6 +557,10 @@ fn listed_transport_ids(params: &[u8]) -> Result<Vec<TransportId>, Refusal> {
             });
         };
         rest = rest.get(tid.as_bytes().len()..).unwrap_or_default();
+        // DIFFERS: SCST takes lists of any length, and the same port any number of times.
+        if tids.len() >= MAX_REGISTRANTS {
+            return Err(Refusal::Sense(sense::INSUFFICIENT_REGISTRATION_RESOURCES));
+        }
         tids.push(tid);
     }
     Ok(tids)

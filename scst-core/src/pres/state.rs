@@ -129,6 +129,8 @@ pub struct PrState {
     pub(crate) aptpl: bool,
     pub(crate) nexuses: Vec<Nexus>,
     last_id: u64,
+    /// Counts the nexuses that came and went.
+    nexus_changes: u64,
 }
 
 impl PrState {
@@ -155,6 +157,7 @@ impl PrState {
     /// A nexus begins to exist: a registration that it left behind is its again.
     #[doc(alias = "scst_pr_init_tgt_dev")]
     pub fn attach(&mut self, id: NexusId, transport_id: TransportId, rel_tgt_id: u16) {
+        self.nexus_changes = self.nexus_changes.wrapping_add(1);
         let at = self.position(&transport_id, rel_tgt_id);
         if let Some(reg) = at.and_then(|at| self.registrants.get_mut(at))
             && reg.nexus.is_none()
@@ -171,6 +174,7 @@ impl PrState {
     /// A nexus ends. Its registration stays, or passes to another nexus of the same ports.
     #[doc(alias = "scst_pr_clear_tgt_dev")]
     pub fn detach(&mut self, id: NexusId) {
+        self.nexus_changes = self.nexus_changes.wrapping_add(1);
         self.nexuses.retain(|n| n.id != id);
         let Some(reg) = self.registrants.iter_mut().find(|r| r.nexus == Some(id)) else {
             return;
@@ -179,6 +183,11 @@ impl PrState {
             n.rel_tgt_id == reg.rel_tgt_id && n.transport_id.is_same(&reg.transport_id)
         };
         reg.nexus = self.nexuses.iter().find(same).map(|n| n.id);
+    }
+
+    /// Whether no nexus has come or gone since one was made from the other.
+    pub(crate) fn knows_same_nexuses(&self, other: &Self) -> bool {
+        self.nexus_changes == other.nexus_changes
     }
 
     /// The registration of a nexus.

@@ -206,6 +206,23 @@ fn registrations_have_a_limit() {
     );
 }
 
+/// Each entry of a list is looked for among all registrations.
+#[test]
+fn lists_of_transport_ids_have_a_limit() {
+    let list = |n: usize| {
+        let mut p = params(0, 1, 0x08);
+        p.extend_from_slice(&(n as u32 * 4).to_be_bytes());
+        p.extend_from_slice(&[0x45, 0, 0, 0].repeat(n));
+        p
+    };
+    let mut s = three();
+    let long = run(&mut s, A, 0, 0, &list(MAX_REGISTRANTS + 1));
+    let full = sense::INSUFFICIENT_REGISTRATION_RESOURCES;
+    assert_eq!(long, Err(Refusal::Sense(full)));
+    assert_eq!(run(&mut s, A, 0, 0, &list(MAX_REGISTRANTS)), Ok(vec![]));
+    assert_eq!(s.registrants().len(), 2);
+}
+
 #[test]
 fn answers_are_cut_between_whole_fields() {
     let mut s = three();

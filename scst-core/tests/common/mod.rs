@@ -180,8 +180,13 @@ impl Rig {
 
     /// One more session, of which unit attentions are cleared. It has to go before the rig.
     pub fn another(&self, initiator: &str) -> Nexus {
+        self.another_with(initiator, self.disks.len() as u64)
+    }
+
+    /// The same, of which this many LUNs are known.
+    pub fn another_with(&self, initiator: &str, luns: u64) -> Nexus {
         let mut nexus = Nexus::new(&self.core, &self.tgt, initiator);
-        for lun in 0..self.disks.len() as u64 {
+        for lun in 0..luns {
             while !nexus.send(lun, &[0; 6], None, &[]).is_good() {}
         }
         nexus

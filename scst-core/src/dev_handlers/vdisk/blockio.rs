@@ -148,7 +148,7 @@ impl BlockStore {
         let path = self.bdev.path().to_owned();
         let end = move |_: Bio, status: Result| {
             if let Err(e) = status {
-                kshim::pr_err!("{path}: flush failed: {e}");
+                kshim::pr_err_ratelimited!("{path}: flush failed: {e}");
                 unreported.store(true, Ordering::SeqCst);
             }
         };

@@ -119,7 +119,7 @@ impl Vdisk {
             return Ok(());
         }
         self.store().flush().inspect_err(|e| {
-            kshim::pr_err!(
+            kshim::pr_err_ratelimited!(
                 "Device {}: flush before the cache is turned off failed: {e}",
                 self.name()
             );
@@ -161,7 +161,7 @@ impl Vdisk {
             && mode_select::wants_save(cmd.cdb())
         {
             if let Err(e) = saved.save(after, self.default_values()) {
-                kshim::pr_err!("Device {}: cannot save mode pages: {e}", self.name());
+                kshim::pr_err_ratelimited!("Device {}: cannot save mode pages: {e}", self.name());
                 set_control_bits(&dev.control, before.control);
                 self.set_write_through(before.write_through)
                     .map_err(write_outcome)?;
@@ -171,7 +171,7 @@ impl Vdisk {
             self.set_saved(after);
         }
         if after != before {
-            kshim::pr_info!(
+            kshim::pr_info_ratelimited!(
                 "Device {}: new mode parameters: {after:?} (was {before:?})",
                 self.name()
             );
@@ -185,7 +185,7 @@ impl Vdisk {
         set_control_bits(&dev.control, *self.saved_control.lock());
         let write_through = self.write_through_saved.load(Ordering::Relaxed);
         if let Err(e) = self.set_write_through(write_through) {
-            kshim::pr_err!("Device {}: cannot reset the cache: {e}", self.name());
+            kshim::pr_err_ratelimited!("Device {}: cannot reset the cache: {e}", self.name());
         }
         self.prevent_medium_removal.store(false, Ordering::Relaxed);
     }
@@ -270,14 +270,14 @@ impl Vdisk {
                     .is_some_and(|d| d.unregistered.load(Ordering::Relaxed))
             };
             if let Err(e) = self.format_medium(&guard, &gone) {
-                kshim::pr_err!("Device {}: format failed: {e}", self.name());
+                kshim::pr_err_ratelimited!("Device {}: format failed: {e}", self.name());
             }
             return ExecRes::Pending;
         }
         let result = self.format_medium(&guard, &|| cmd.is_aborted());
         drop(guard);
         if let Err(e) = result {
-            kshim::pr_err!("Device {}: format failed: {e}", self.name());
+            kshim::pr_err_ratelimited!("Device {}: format failed: {e}", self.name());
             apply(&mut cmd, write_outcome(e));
         }
         ExecRes::Completed(cmd)

@@ -206,7 +206,7 @@ impl FileStore {
             let end = Arc::clone(&self.end) as Arc<dyn IoEnd>;
             self.io.submit(IoReq::new(IoOp::Flush, 0, 0, end));
         } else if let Err(e) = self.flush() {
-            kshim::pr_err!("{}: flush failed: {e}", self.file().path().display());
+            kshim::pr_err_ratelimited!("{}: flush failed: {e}", self.file().path().display());
         }
     }
 

@@ -596,7 +596,7 @@ impl Vdisk {
                 }
                 ExecContext::Thread => {
                     if let Err(e) = f.flush() {
-                        kshim::pr_err!("{}: flush failed: {e}", self.name());
+                        kshim::pr_err_ratelimited!("{}: flush failed: {e}", self.name());
                         apply(&mut cmd, write_outcome(e));
                     }
                     ExecRes::Completed(cmd)

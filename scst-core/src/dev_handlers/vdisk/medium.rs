@@ -10,6 +10,7 @@ use super::reply::Fault;
 use super::store::{Outcome, Store, read_outcome, write_outcome};
 use super::unmap::{self, Range};
 use crate::cdb::bytes::u8_at;
+use crate::cdb::opcodes as op;
 use crate::sense;
 use kshim::scatterlist::SGTable;
 
@@ -19,6 +20,8 @@ const OR_WRITE_STEP: usize = 256 * 1024;
 const ANCHOR: u8 = 0x10;
 const UNMAP_BIT: u8 = 0x08;
 const PBDATA_LBDATA: u8 = 0x06;
+/// NDOB of WRITE SAME(16): there is no data.
+const NDOB: u8 = 0x01;
 
 /// What the medium commands need to know of the device and of the command that runs.
 pub(super) struct Medium<'a> {
@@ -91,8 +94,10 @@ impl Medium<'_> {
         if len > self.max_write_same_len {
             return Err(Fault::cdb(len_off, None).into());
         }
-        // Half a block is not the one block of data that the command has to come with, even where it is not looked at.
-        if !data.is_empty() && data.len() < self.block_len() {
+        // Half a block, or nothing, is not the one block of data that the command has to come with, even where it is not
+        // looked at.
+        let no_data = u8_at(cdb, 0) == op::WRITE_SAME_16 && ctrl & NDOB != 0;
+        if !no_data && data.len() < self.block_len() {
             return Err(sense::PARAMETER_LIST_LENGTH_INVALID.into());
         }
         let pattern = self.pattern(data);

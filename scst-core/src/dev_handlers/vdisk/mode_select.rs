@@ -60,7 +60,7 @@ pub(super) fn wants_save(cdb: &[u8]) -> bool {
 ///
 /// # Errors
 /// INVALID FIELD IN CDB: PF=0, or SP=1 where pages cannot be saved. INVALID FIELD IN PARAMETER LIST: a page or a value
-/// that is not acceptable. PARAMETER LIST LENGTH ERROR: a page that is cut off.
+/// that is not acceptable. PARAMETER LIST LENGTH ERROR: a page or block descriptor that is cut off.
 pub(super) fn parse(
     f: &Features,
     current: &ControlBits,
@@ -85,6 +85,9 @@ pub(super) fn parse(
         return Err(Fault::parms(header.saturating_sub(1), None));
     }
     let mut at = usize::from(header.saturating_add(descriptors));
+    if list.len() < at {
+        return Err(sense::PARAMETER_LIST_LENGTH_INVALID.into());
+    }
     // As in SCST, two bytes or less behind the last page are not a page.
     while list.len() > at.saturating_add(PAGE_HEADER_LEN) {
         let page = list.get(at..).unwrap_or_default();
@@ -327,6 +330,13 @@ mod tests {
         assert_eq!(select("151000000300", "000000"), cut);
         assert_eq!(select("151000000a00", "000000000a0a24100000"), cut);
         assert_eq!(select("55100000000000000600", "000000000000"), cut);
+        // The block descriptor.
+        assert_eq!(select("151000000400", "00000008"), cut);
+        assert_eq!(select("151000000b00", "0000000800000000000002"), cut);
+        assert_eq!(
+            select("55100000000000000f00", "000000000000000800000000000002"),
+            cut
+        );
         assert_eq!(
             select("151000000c00", "000000070000000000000200"),
             Err(Fault::parms(3, None))
