@@ -37,6 +37,11 @@ const TIMER_NOP: u32 = 1;
 const TIMER_RSP: u32 = 2;
 /// Timer: write data has to have come.
 const TIMER_DATA: u32 = 3;
+/// Timer: a command has waited for the end of a suspension for long enough.
+const TIMER_PARKED: u32 = 4;
+/// How long nothing is received because a command waits for the end of a suspension. Initiators find within some seconds
+/// that their pings are not answered.
+const PARKED_MAX: Delta = Delta::from_secs(1);
 
 /// Room for messages that is kept between wake-ups.
 const MSGS_KEPT: usize = 64;
@@ -478,7 +483,7 @@ impl Conn {
             return;
         };
         let (now, timeout) = (cx.now(), rsp_timeout(ffp));
-        if !ffp.waits.oldest().is_some_and(|o| o + timeout <= now) {
+        if ffp.waits.oldest().is_none_or(|o| o + timeout > now) {
             self.watch_data(cx);
         } else if self.rx_must_wait() {
             // What is not received yet is not the initiator's fault.
@@ -530,6 +535,26 @@ impl Conn {
                 let at = from + Delta::from_secs(i64::from(interval));
                 cx.set_timer(cx.token(), TIMER_NOP, at);
             }
+        }
+    }
+
+    /// A command waits for the end of a suspension, and nothing is received meanwhile. It is BUSY where that takes long, or
+    /// would take for ever: the suspension may wait for a command whose data is still to be received.
+    ///
+    /// DIFFERS: SCST waits for 50 ms.
+    pub(crate) fn note_parked(&mut self, cx: &mut Cx<'_>) {
+        let Phase::Full(ffp) = &self.phase else {
+            return;
+        };
+        if !self.rx_state.is_parked() {
+            return;
+        }
+        let now = cx.now();
+        let since = ffp.sess.suspended_since().unwrap_or(now);
+        if !ffp.waits.is_empty() || since + PARKED_MAX <= now {
+            ffp.sess.refuse_waiting();
+        } else {
+            cx.set_timer(cx.token(), TIMER_PARKED, since + PARKED_MAX);
         }
     }
 
@@ -605,6 +630,7 @@ impl Conn {
                 cx.cancel_timer(cx.token(), TIMER_NOP);
                 cx.cancel_timer(cx.token(), TIMER_RSP);
                 cx.cancel_timer(cx.token(), TIMER_DATA);
+                cx.cancel_timer(cx.token(), TIMER_PARKED);
                 self.drain(ffp);
             }
             Phase::Draining(ffp) => {
@@ -738,6 +764,7 @@ impl Source for Conn {
             TIMER_NOP => self.nop_timer(cx),
             TIMER_RSP => self.close(cx, CloseReason::Timeout("response not taken")),
             TIMER_DATA => self.data_timer(cx),
+            TIMER_PARKED => self.note_parked(cx),
             _ => {}
         }
     }

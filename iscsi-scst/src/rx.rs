@@ -183,6 +183,7 @@ impl Conn {
             self.process_buffered(cx, &mut pdus)?;
             self.flush(cx)?;
             if self.rx_must_wait() {
+                self.note_parked(cx);
                 return Ok(());
             }
             if pdus == 0 || bytes == 0 {

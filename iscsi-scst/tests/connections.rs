@@ -7,7 +7,9 @@
 
 mod wire;
 
+use std::collections::HashMap;
 use std::io::Write as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -700,18 +702,64 @@ fn pings_find_out_who_is_gone() {
     assert!(silent.recv().is_none());
     assert!(begin.elapsed() < PATIENCE);
     while lively.test_unit_ready(0).status != 0 {}
-    // Activity is suspended for longer than the timeout: who cannot be listened to is not closed.
+    // Activity is suspended for longer than the timeout: who has a command under way is BUSY, and answers pings.
+    let mut waits = bed.login();
+    waits.clear_ua();
     let suspended = bed.core.suspend_activity().unwrap();
-    let cmd = lively.command(0, F, 0, [0; 16]);
-    lively.send(&cmd);
-    std::thread::sleep(Duration::from_millis(4500));
-    drop(suspended);
-    let mut answered = false;
-    while !answered {
-        let pdu = lively.recv().expect("still there");
-        answered = pdu.opcode() == RESPONSE;
+    let cmd = waits.command(0, F, 0, [0; 16]);
+    waits.send(&cmd);
+    let (mut pings, mut status) = (0, None);
+    while pings < 3 || status.is_none() {
+        let pdu = waits.recv().expect("still there");
+        match pdu.opcode() {
+            RESPONSE => status = Some(pdu.bhs[3]),
+            _ => {
+                let mut pong = waits.request(NOP_OUT | IMMEDIATE, F, NO_TAG);
+                pong.set(20, pdu.get(20));
+                waits.send(&pong);
+                pings += 1;
+            }
+        }
     }
-    drop(lively);
+    assert_eq!(status, Some(8));
+    drop(suspended);
+    assert_eq!(waits.test_unit_ready(0).status, 0);
+    drop((lively, waits));
     bed.settle();
     bed.stop();
+}
+
+/// The data of a command that a suspension waits for may come behind one that waits for its end.
+#[test]
+fn a_suspension_does_not_wait_for_data_that_is_not_received() {
+    each(|bed| {
+        let mut ini = bed.login_as(4101, &[("InitialR2T", "Yes")]);
+        ini.clear_ua();
+        let write = ini.command(0, F | W, 512, write10(0, 1));
+        ini.send(&write);
+        let r2t = ini.recv().expect("an R2T");
+        let core = Arc::clone(&bed.core);
+        let suspended = std::thread::spawn(move || {
+            let patience = kshim::time::Delta::from_secs(10);
+            core.suspend_activity_for(patience).map(drop).is_ok()
+        });
+        while bed.core.suspended_since().is_none() {
+            std::thread::yield_now();
+        }
+        let behind = ini.command(0, F, 0, [0; 16]);
+        ini.send(&behind);
+        ini.answer_r2t(&r2t, &[5; 512]);
+        let mut status = HashMap::new();
+        while status.len() < 2 {
+            let pdu = ini.recv().expect("an answer");
+            assert_eq!(pdu.opcode(), RESPONSE);
+            status.insert(pdu.get(16), pdu.bhs[3]);
+        }
+        assert!(suspended.join().unwrap(), "suspended in time");
+        assert_eq!(status[&write.get(16)], 0);
+        // BUSY, or TASK SET FULL, which it may try again.
+        assert!([8, 0x28].contains(&status[&behind.get(16)]), "{status:?}");
+        assert_eq!(ini.test_unit_ready(0).status, 0);
+        ini.logout();
+    });
 }

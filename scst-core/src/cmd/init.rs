@@ -201,6 +201,9 @@ impl Cmd {
             self.set_abnormal_done_state();
             return Next::Same(self);
         }
+        if self.marks.not_to_wait {
+            return self.refuse_to_wait(leads, cx);
+        }
         if !leads && self.sess.init_wait.is_busy() {
             return self.park_init(leads);
         }
@@ -263,6 +266,16 @@ impl Cmd {
         }
         self.shared.set(ABORTED);
         true
+    }
+
+    #[cold]
+    fn refuse_to_wait(mut self: Box<Self>, leads: bool, cx: &mut ExecCx<'_>) -> Next {
+        if leads {
+            self.sess.init_wait.pass_lead(cx);
+        }
+        self.set_busy();
+        self.set_abnormal_done_state();
+        Next::Same(self)
     }
 
     #[cold]

@@ -93,6 +93,8 @@ pub(crate) struct CmdMarks {
     pub(crate) counted: bool,
     /// Waited for the end of a suspension, and is the first of those of its session that did.
     pub(crate) leads_init_wait: bool,
+    /// Does not wait for the end of a suspension: it is BUSY.
+    pub(crate) not_to_wait: bool,
     /// Sent for execution, so `dev_done` is due.
     pub(crate) executed: bool,
     /// Status and sense carry this unit attention, taken from the queue.

@@ -36,7 +36,7 @@ use kshim::time::Delta;
 use settings::Settings;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicI64, AtomicU32};
 use std::sync::{Arc, Weak};
 
 /// Work for the management thread.
@@ -99,6 +99,8 @@ pub struct Core {
     pub(crate) suspend: Mutex<u32>,
     /// The nesting count, for those who may not wait for it.
     pub(crate) suspend_count: AtomicU32,
+    /// When the last suspension began, in nanoseconds.
+    pub(crate) suspended_since: AtomicI64,
     pub(crate) settings: Settings,
     /// Held by every command from LUN translation until its effects are over.
     #[doc(alias = "scst_cmd_count")]
@@ -158,6 +160,7 @@ impl Core {
             tgt_list: SpinLock::new(Vec::new()),
             suspend: Mutex::new(0),
             suspend_count: AtomicU32::new(0),
+            suspended_since: AtomicI64::new(0),
             settings: Settings::new(params.setup_id),
             cmd_ref: Arc::new(PercpuRef::new(move || on_zero.complete_all())),
             cmd_ref_zero: zero,

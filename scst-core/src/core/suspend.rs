@@ -8,9 +8,10 @@
 
 use super::Core;
 use crate::cmd::{Cmd, ExecCx};
+use crate::session::Session;
 use kshim::error::{Result, code};
 use kshim::sync::SpinLock;
-use kshim::time::Delta;
+use kshim::time::{Delta, Instant};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,6 +39,8 @@ impl Core {
         let mut nested = self.suspend.lock();
         if *nested == 0 {
             self.cmd_ref_zero.reinit();
+            let now = Instant::now().as_nanos();
+            self.suspended_since.store(now, Ordering::Release);
             self.cmd_ref.kill();
             if !self.cmd_ref_zero.wait_for_completion_timeout(limit) {
                 self.cmd_ref.resurrect();
@@ -48,6 +51,12 @@ impl Core {
         *nested = nested.saturating_add(1);
         self.suspend_count.store(*nested, Ordering::Relaxed);
         Ok(Suspended { core: self })
+    }
+
+    /// Since when new commands wait, if they do: activity is suspended, or about to be. Context: any.
+    pub fn suspended_since(&self) -> Option<Instant> {
+        let since = || Instant::from_nanos(self.suspended_since.load(Ordering::Acquire));
+        self.cmd_ref.is_dying().then(since)
     }
 
     /// Parks a command that came while activity is suspended, behind those of its session that wait already; or gives it
@@ -131,6 +140,17 @@ impl InitWait {
         }
     }
 
+    /// Sends all of them home, where they end with BUSY.
+    fn refuse_all(&self) {
+        // Still busy: the session is on the core's list, or the leader is on its way.
+        let all = std::mem::take(&mut *self.queue.lock());
+        for mut cmd in all {
+            cmd.marks.not_to_wait = true;
+            let home = Arc::clone(&cmd.session().home);
+            home.post(cmd);
+        }
+    }
+
     /// Sends aborted commands home, where they end. Context: any.
     pub(crate) fn release_aborted(&self) {
         // A command that is about to be parked sees that it is aborted: both take the lock.
@@ -144,6 +164,19 @@ impl InitWait {
             let home = Arc::clone(&cmd.session().home);
             home.post(cmd);
         }
+    }
+}
+
+impl Session {
+    /// Commands that wait for the end of a suspension end with BUSY instead: for a transport that can receive nothing as
+    /// long as one waits. Context: any.
+    pub fn refuse_waiting(&self) {
+        self.init_wait.refuse_all();
+    }
+
+    /// As [`Core::suspended_since`]. Context: any.
+    pub fn suspended_since(&self) -> Option<Instant> {
+        self.core.suspended_since()
     }
 }
 
