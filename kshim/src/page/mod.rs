@@ -22,11 +22,13 @@ mod buf;
 mod lent;
 mod pool;
 mod rx;
+mod span;
 
 pub use buf::PageBuf;
 pub use lent::{LentMem, LentRange};
 pub use pool::{PagePool, PagePoolStats};
 pub use rx::{RxChunk, RxSlice};
+pub use span::SpanSource;
 
 /// The page size that ported arithmetic uses, whatever the host's MMU has.
 pub const PAGE_SIZE: usize = 4096;

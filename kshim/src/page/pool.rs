@@ -17,9 +17,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use super::PAGE_SIZE;
+use super::span::{self, Span, SpanSource};
 use crate::error::{Result, code};
 use crate::sync::SpinLock;
-use crate::sys::linux::mem::Mapping;
 use crate::sys::linux::proc::host_page_size;
 
 /// Number of size classes: 4 KiB, 8 KiB, ... 16 MiB.
@@ -110,7 +110,7 @@ struct Depot {
     stack: Stack,
     /// So many blocks at the bottom of the stack have no memory behind them.
     bare: usize,
-    spans: BTreeMap<usize, Arc<Mapping>>,
+    spans: BTreeMap<usize, Arc<Span>>,
 }
 
 impl Depot {
@@ -126,7 +126,7 @@ impl Depot {
         pool.charge(size)?;
         let n = size / class_size(class);
         let span = (self.stack.free.try_reserve(n).map_err(Into::into))
-            .and_then(|()| Mapping::anonymous_aligned(size, size.max(SPAN_SIZE)))
+            .and_then(|()| Span::new(size, size.max(SPAN_SIZE)))
             .inspect_err(|_| pool.uncharge(size))?;
         debug_assert!(self.stack.free.is_empty());
         for i in (0..n).rev() {
@@ -197,9 +197,9 @@ struct Idle {
     /// So many at the front have no memory already.
     bare: usize,
     /// The spans of the others.
-    spans: BTreeMap<usize, Arc<Mapping>>,
+    spans: BTreeMap<usize, Arc<Span>>,
     /// Spans without users.
-    gone: Vec<Arc<Mapping>>,
+    gone: Vec<Arc<Span>>,
 }
 
 impl Idle {
@@ -217,8 +217,8 @@ impl Idle {
     }
 }
 
-/// Takes the memory from behind a free block. `false`: the host's pages are larger than the block.
-fn strip(spans: &BTreeMap<usize, Arc<Mapping>>, b: &Block) -> bool {
+/// Takes the memory from behind a free block. `false`: the host's pages are larger than the block, or it is a driver's.
+fn strip(spans: &BTreeMap<usize, Arc<Span>>, b: &Block) -> bool {
     if !b.size().is_multiple_of(host_page_size()) {
         return false;
     }
@@ -226,8 +226,8 @@ fn strip(spans: &BTreeMap<usize, Arc<Mapping>>, b: &Block) -> bool {
         return false;
     };
     let off = b.ptr.addr().get() - b.span_base();
-    // SAFETY: the span is anonymous; `b` owns the range and is free, so that no reference to it exists.
-    unsafe { span.dont_need(off, b.size()) }.is_ok()
+    // SAFETY: `b` owns the range and is free, so that no reference to it exists.
+    unsafe { span.strip(off, b.size()) }
 }
 
 /// The magazines of one thread.
@@ -534,6 +534,14 @@ impl PagePool {
     /// Context: may sleep.
     pub fn start_aging() {
         aging::start();
+    }
+
+    /// From now on takes memory from a driver, as long as that has some; `None`: from the host again. What was taken before
+    /// stays in use until it is idle.
+    ///
+    /// Context: any.
+    pub fn set_source(source: Option<Arc<dyn SpanSource>>) {
+        span::set_source(source);
     }
 
     /// Limits the bytes mapped from the host; allocations beyond fail with `ENOMEM`. Default: none.

@@ -102,7 +102,7 @@ impl Core {
         }
         let mut poller = poller::open(kind, handle.name())?;
         poller.add(&handle.shared.mailbox.bell().poll_fd(), KEY_BELL)?;
-        cx::set_current(handle.id());
+        cx::set_current(&handle);
         Ok(Core {
             handle,
             poller,

@@ -1,6 +1,6 @@
 //! What sources implement and what they can ask for.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use super::core_loop::Core;
 use super::{PollFd, ReactorHandle, ReactorId, Ready, Token};
@@ -9,6 +9,7 @@ use crate::time::Instant;
 
 thread_local! {
     static CURRENT: Cell<Option<ReactorId>> = const { Cell::new(None) };
+    static HANDLE: RefCell<Option<ReactorHandle>> = const { RefCell::new(None) };
 }
 
 /// The reactor the calling thread is, if it is one.
@@ -16,8 +17,17 @@ pub(super) fn current() -> Option<ReactorId> {
     CURRENT.get()
 }
 
-pub(super) fn set_current(id: ReactorId) {
-    CURRENT.set(Some(id));
+pub(super) fn set_current(handle: &ReactorHandle) {
+    CURRENT.set(Some(handle.id()));
+    HANDLE.set(Some(handle.clone()));
+}
+
+/// The handle of the reactor that the calling thread is, if it is one: for drivers that keep something for each reactor.
+///
+/// Context: any.
+pub fn current_reactor() -> Option<ReactorHandle> {
+    // Nobody asks while the thread's locals are being dropped, but a foreign thread's destructor.
+    HANDLE.try_with(|h| h.borrow().clone()).ok().flatten()
 }
 
 /// Something that lives on a reactor: a connection, a listener, a queue that others wake.

@@ -84,7 +84,7 @@ mod tests;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-pub use cx::{Cx, Source};
+pub use cx::{Cx, Source, current_reactor};
 pub(crate) use io::queue as queue_io;
 
 pub use crate::sys::poll::PollFd;
