@@ -5,6 +5,8 @@ use std::fs;
 /// One symbol a line.
 const EXPORTS: &str = "backstores/abi/exports.txt";
 
+include!("backstores/abi/spdk_build.rs");
+
 #[expect(clippy::disallowed_methods, reason = "a build script has no kshim")]
 fn main() {
     // Without this, a change of any file of the repository links the server anew.
@@ -15,5 +17,9 @@ fn main() {
         // Taken out of the archive though nothing in the executable needs it, and put into its dynamic symbol table.
         println!("cargo::rustc-link-arg-bin=scstd=-Wl,-u,{name}");
         println!("cargo::rustc-link-arg-bin=scstd=-Wl,--export-dynamic-symbol={name}");
+    }
+    println!("cargo::rerun-if-changed=backstores/abi/spdk_build.rs");
+    if std::env::var_os("CARGO_FEATURE_SPDK").is_some() {
+        spdk_link("bin=scstd");
     }
 }

@@ -4,7 +4,7 @@
 //! [`kshim::block::register_disk`], and the device handler opens it by path.
 //!
 //! - [`ram`]: RAM disks, `/dev/ram/NAME`, and files that are mapped into memory, `/dev/mmap/FILE`.
-//! - [`spdk`]: `/dev/spdk/BDEV`, which says that it is not there.
+//! - [`spdk`]: block devices of SPDK, `/dev/spdk/BDEV`, in a build with the feature `spdk`.
 //! - [`tcmur`]: what handler plug-ins of tcmu-runner have, `/dev/tcmur/SUBTYPE/CFGSTRING`.
 #![cfg_attr(
     test,
