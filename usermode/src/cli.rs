@@ -91,6 +91,9 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N")]
     pub(crate) cpus: Option<String>,
 
+    #[command(flatten)]
+    pub(crate) spdk: SpdkArgs,
+
     /// How files and devices are read and written where that would wait
     #[arg(long, value_enum, default_value_t = EngineArg::Auto)]
     pub(crate) engine: EngineArg,
@@ -157,8 +160,8 @@ pub(crate) struct StpgdArgs {
 pub(crate) struct ServeArgs {
     /// A size as 1G is a RAM disk (K, M, G, T: powers of 1024); anything with a "/", the name of an existing file, or
     /// any name if --size is given, is a file or block device. /dev/tcmur/KIND/WHAT is a disk of a tcmu-runner
-    /// handler, as /dev/tcmur/qcow//images/a.qcow2; /dev/brd/..., /dev/null_blk/... and others are disks of drivers
-    /// of our own. The first is LUN 0, the next LUN 1, ...
+    /// handler, as /dev/tcmur/qcow//images/a.qcow2; /dev/spdk/BDEV is a block device of SPDK; /dev/brd/...,
+    /// /dev/null_blk/... and others are disks of drivers of our own. The first is LUN 0, the next LUN 1, ...
     #[arg(value_name = "FILE|SIZE", required = true)]
     pub(crate) luns: Vec<OsString>,
 
@@ -207,6 +210,9 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) handler_dir: Option<PathBuf>,
 
+    #[command(flatten)]
+    pub(crate) spdk: SpdkArgs,
+
     /// How files and devices are read and written where that would wait
     #[arg(long, value_enum, default_value_t = EngineArg::Auto)]
     pub(crate) engine: EngineArg,
@@ -215,6 +221,27 @@ pub(crate) struct ServeArgs {
     /// read and written by threads unless an engine is named
     #[arg(long, value_enum, default_value_t = Poller::Auto)]
     pub(crate) poller: Poller,
+}
+
+/// How SPDK is started.
+#[derive(Debug, Default, Args)]
+pub(crate) struct SpdkArgs {
+    /// Start SPDK with this configuration, in its JSON format; its bdevs are /dev/spdk/BDEV. Only in a server that is built
+    /// with SPDK, as all options of it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) spdk_config: Option<PathBuf>,
+
+    /// Start SPDK with its JSON-RPC server at this socket, by which bdevs are made and removed
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) spdk_rpc: Option<PathBuf>,
+
+    /// Memory for SPDK, without hugepages [default: 512]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(64..))]
+    pub(crate) spdk_mem: Option<u32>,
+
+    /// SPDK takes hugepages and PCI devices (NVMe)
+    #[arg(long, conflicts_with = "spdk_mem")]
+    pub(crate) spdk_huge: bool,
 }
 
 /// How files are read and written.

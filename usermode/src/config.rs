@@ -15,6 +15,7 @@ use kshim::fs::{self, Engine, File, FileKind, OpenOptions, Stat};
 use kshim::host;
 
 use crate::cli::{EngineArg, Poller, ServeArgs};
+use crate::spdk::Spdk;
 use crate::{chap, iqn, ports, size};
 
 /// Most reactors that can be asked for.
@@ -116,6 +117,7 @@ impl ServeConfig {
         args.engine.apply(args.poller)?;
         ram::init().context("RAM disks")?;
         spdk::init().context("SPDK")?;
+        Spdk::check(&args.spdk)?;
         tcmur::init(args.handler_dir.as_deref()).context("--handler-dir")?;
         ports::init().context("block drivers")?;
         let mut planner = Planner {
@@ -179,6 +181,11 @@ pub(crate) fn cpus(text: Option<&str>) -> Result<usize> {
     }
 }
 
+/// Whether a path is a disk that a driver makes when it is opened.
+fn is_driver_disk(path: &str) -> bool {
+    ports::has(path) || path.starts_with(SPDK_PREFIX)
+}
+
 /// Turns LUN arguments into specifications, remembering what was named before.
 #[derive(Default)]
 struct Planner {
@@ -204,11 +211,11 @@ impl Planner {
         }
         if argument
             .to_str()
-            .is_some_and(|p| p.starts_with(SPDK_PREFIX))
+            .is_some_and(|p| p.starts_with(SPDK_PREFIX) && !spdk::BUILT_IN)
         {
             bail!("{}", spdk::WITHOUT);
         }
-        if let Some(path) = argument.to_str().filter(|p| ports::has(p)) {
+        if let Some(path) = argument.to_str().filter(|p| is_driver_disk(p)) {
             if let Some(first) = self.planned.insert(PathBuf::from(path), n) {
                 bail!("is LUN {first} already; a disk can be one LUN only");
             }
@@ -413,6 +420,7 @@ mod tests {
             nullio: None,
             digests: false,
             handler_dir: None,
+            spdk: crate::cli::SpdkArgs::default(),
             chap: None,
             poller: Poller::Auto,
             engine: EngineArg::Auto,

@@ -19,6 +19,7 @@ mod serve;
 mod server;
 mod signals;
 mod size;
+mod spdk;
 mod stpgd;
 
 use std::process::ExitCode;

@@ -12,6 +12,7 @@ use kshim::page::PagePool;
 use crate::cli::ServeArgs;
 use crate::config::{Backing, LunSpec, ServeConfig, ToCreate};
 use crate::server::{self, Server};
+use crate::spdk::Spdk;
 use crate::{logger, signals, size};
 
 /// Runs the server until it is asked to stop.
@@ -31,6 +32,8 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
         None => log::warn!("the limit on descriptors cannot be raised"),
     }
     PagePool::start_aging();
+    // Ends after everything that is declared below.
+    let _spdk = Spdk::start(&args.spdk)?;
     let created = Created::all(&to_create)?;
     let server = server::start(&config, inherited)?;
     created.keep();

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context as _, Result, bail};
 use backstores::ram::{RamConfig, RamDisk};
-use backstores::tcmur;
+use backstores::{spdk, tcmur};
 use iscsi_scst::driver::IscsiDriver;
 use iscsi_scst::param::{DIGEST_CRC32C, DIGEST_NONE, KeyValues, SessionKey, TgtParams};
 use iscsi_scst::target::IscsiTarget;
@@ -258,6 +258,9 @@ pub(crate) fn stop_all(parts: Parts<'_, impl FnOnce()>) -> Result<()> {
     core.shutdown();
     if !tcmur::exit(HANDLER_CLOSE_LIMIT) {
         failed.push("some handlers did not close their disks".to_owned());
+    }
+    if !spdk::exit() {
+        failed.push("SPDK did not end cleanly".to_owned());
     }
     if !drained {
         failed.push("some connections did not end in time".to_owned());

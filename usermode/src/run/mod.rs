@@ -31,6 +31,7 @@ use scst_core::scst_local::LocalDriver;
 use scst_core::sysfs::ScstTree;
 
 use crate::cli::RunArgs;
+use crate::spdk::Spdk;
 use crate::{MOUNT_NAME, logger, server, signals};
 use settings::Settings;
 
@@ -54,6 +55,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
         log::warn!("the limit on descriptors cannot be raised");
     }
     PagePool::start_aging();
+    // Ends after everything that is declared below.
+    let _spdk = Spdk::start(&args.spdk)?;
     let mut running = Running::start(&settings)?;
     let ready = running
         .configure(&settings)

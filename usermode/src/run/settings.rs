@@ -9,6 +9,7 @@ use kshim::host;
 
 use super::config::ConfigFile;
 use crate::cli::{Poller, RunArgs};
+use crate::spdk::Spdk;
 use crate::{config, ports};
 
 /// Where kernel SCST keeps its state, and so does root's server.
@@ -41,6 +42,7 @@ impl Settings {
         args.engine.apply(args.poller)?;
         ram::init().context("RAM disks")?;
         spdk::init().context("SPDK")?;
+        Spdk::check(&args.spdk)?;
         tcmur::init(args.handler_dir.as_deref()).context("--handler-dir")?;
         ports::init().context("block drivers")?;
         let default_portals = args.portals.is_empty();
