@@ -543,23 +543,21 @@ fn driver_attrs(driver: &Weak<IscsiDriver>) -> Vec<Attr> {
 }
 
 fn target_attrs(target: &Weak<IscsiTarget>) -> Vec<Attr> {
-    let keys = SESSION_KEYS.iter().filter_map(|info| {
-        let key = SessionKey::by_name(info.name)?;
-        SHOWN_KEYS.contains(&info.name).then(|| {
-            target_attr(
-                target,
-                info.name,
-                move |t| {
-                    let keys = t.keys();
-                    let text = keys.text(key);
-                    match keys.get(key) == info.local_default {
-                        true => daemon(&text),
-                        false => marked(&text),
-                    }
-                },
-                move |t, s| t.set_key(key, one_word(s)?),
-            )
-        })
+    let shown = SESSION_KEYS.iter().filter(|info| info.show_in_sysfs);
+    let keys = shown.map(|info| {
+        target_attr(
+            target,
+            info.name,
+            move |t| {
+                let keys = t.keys();
+                let text = keys.text(info.key);
+                match keys.get(info.key) == info.local_default {
+                    true => daemon(&text),
+                    false => marked(&text),
+                }
+            },
+            move |t, s| t.set_key(info.key, one_word(s)?),
+        )
     });
     let params = TARGET_KEYS.iter().map(|info| {
         target_attr(
@@ -576,20 +574,6 @@ fn target_attrs(target: &Weak<IscsiTarget>) -> Vec<Attr> {
         .chain(other_target_attrs(target))
         .collect()
 }
-
-/// Keys that are attributes; the others are fixed.
-const SHOWN_KEYS: [&str; 10] = [
-    "DataDigest",
-    "FirstBurstLength",
-    "HeaderDigest",
-    "ImmediateData",
-    "InitialR2T",
-    "MaxBurstLength",
-    "MaxOutstandingR2T",
-    "MaxRecvDataSegmentLength",
-    "MaxXmitDataSegmentLength",
-    "RDMAExtensions",
-];
 
 fn other_target_attrs(target: &Weak<IscsiTarget>) -> [Attr; 4] {
     let tid = Weak::clone(target);

@@ -1,5 +1,7 @@
 //! Attributes that objects have once they exist: so that an unknown one in a file is found before anything is changed.
 
+use iscsi_scst::param::{SESSION_KEYS, TARGET_KEYS};
+
 /// Of devices, beyond those that can be given when one is opened.
 const DEVICE: &[&str] = &[
     "active",
@@ -74,28 +76,8 @@ const TARGET: &[&str] = &[
     "sg_tablesize",
 ];
 
-/// Of iSCSI targets.
-const ISCSI_TARGET: &[&str] = &[
-    "DataDigest",
-    "FirstBurstLength",
-    "HeaderDigest",
-    "ImmediateData",
-    "InitialR2T",
-    "MaxBurstLength",
-    "MaxOutstandingR2T",
-    "MaxRecvDataSegmentLength",
-    "MaxSessions",
-    "MaxXmitDataSegmentLength",
-    "NopInInterval",
-    "NopInTimeout",
-    "QueuedCommands",
-    "RDMAExtensions",
-    "RspTimeout",
-    "alias",
-    "per_portal_acl",
-    "redirect",
-    "tid",
-];
+/// Of iSCSI targets, beyond their keys and parameters.
+const ISCSI_TARGET: &[&str] = &["alias", "per_portal_acl", "redirect", "tid"];
 
 /// Of initiator groups.
 const GROUP: &[&str] = &[
@@ -121,11 +103,22 @@ pub(crate) enum Kind<'a> {
     TargetGroupTarget,
 }
 
+/// True for a key or parameter of iSCSI targets that is an attribute.
+fn is_iscsi_key(name: &str) -> bool {
+    let shown = SESSION_KEYS.iter().filter(|key| key.show_in_sysfs);
+    let mut all = shown
+        .map(|key| key.name)
+        .chain(TARGET_KEYS.iter().map(|key| key.name));
+    all.any(|key| key == name)
+}
+
 /// True when a thing of this kind has, or may have, the attribute.
 pub(crate) fn is_known(kind: Kind<'_>, name: &str) -> bool {
     match kind {
         Kind::Device => DEVICE.contains(&name),
-        Kind::Target("iscsi") => TARGET.contains(&name) || ISCSI_TARGET.contains(&name),
+        Kind::Target("iscsi") => {
+            TARGET.contains(&name) || ISCSI_TARGET.contains(&name) || is_iscsi_key(name)
+        }
         Kind::Target("scst_local" | "copy_manager") => {
             TARGET.contains(&name)
                 || matches!(name, "phys_transport_version" | "scsi_transport_version")
