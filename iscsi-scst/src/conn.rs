@@ -550,11 +550,15 @@ impl Conn {
             return;
         }
         let now = cx.now();
-        let since = ffp.sess.suspended_since().unwrap_or(now);
-        if !ffp.waits.is_empty() || since + PARKED_MAX <= now {
-            ffp.sess.refuse_waiting();
-        } else {
-            cx.set_timer(cx.token(), TIMER_PARKED, since + PARKED_MAX);
+        match ffp.sess.suspended_since() {
+            Some(since) if !ffp.waits.is_empty() || since + PARKED_MAX <= now => {
+                ffp.sess.refuse_waiting();
+            }
+            // Without one it is over, and the command is on its way.
+            since => {
+                let at = since.unwrap_or(now) + PARKED_MAX;
+                cx.set_timer(cx.token(), TIMER_PARKED, at);
+            }
         }
     }
 
