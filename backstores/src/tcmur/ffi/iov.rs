@@ -9,6 +9,7 @@ use std::slice;
 
 use kshim::prelude::*;
 
+use super::mem::MAX_CDB_LEN;
 use crate::tcmur::abi::{self, iovec};
 use crate::tcmur::cdb;
 
@@ -24,8 +25,8 @@ unsafe fn bytes<'a>(p: *const u8) -> &'a [u8] {
     // SAFETY: a CDB has at least 6 bytes.
     let head = unsafe { slice::from_raw_parts(p, 6) };
     let len = match head.first() {
-        // SAFETY: a variable-length CDB has at least 8 bytes.
-        Some(0x7F) => 8 + usize::from(unsafe { *p.add(7) }),
+        // SAFETY: a variable-length CDB has at least 8 bytes. It may say that it has more than any has.
+        Some(0x7F) => (8 + usize::from(unsafe { *p.add(7) })).min(MAX_CDB_LEN),
         _ => cdb::len(head).unwrap_or(0),
     };
     // SAFETY: by its operation code it is so long.
@@ -300,12 +301,15 @@ mod tests {
         cdb[9] = 7;
         cdb[13] = 3;
         let mut vendor = [0xC1u8, 0, 0, 0, 0, 0];
+        let mut long = [0xFFu8; MAX_CDB_LEN];
+        long[0] = 0x7F;
         // SAFETY: CDBs of the length that their codes say.
         unsafe {
             assert_eq!(tcmu_cdb_get_length(cdb.as_mut_ptr()), 16);
             assert_eq!(tcmu_cdb_get_lba(cdb.as_mut_ptr()), 7);
             assert_eq!(tcmu_cdb_get_xfer_length(cdb.as_mut_ptr()), 3);
             assert_eq!(tcmu_cdb_get_length(vendor.as_mut_ptr()), -22);
+            assert_eq!(tcmu_cdb_get_length(long.as_mut_ptr()), 260);
             assert_eq!(tcmu_cdb_get_lba(vendor.as_mut_ptr()), 0);
         }
     }
