@@ -1,8 +1,10 @@
 //! A mirror: its state, and the way of bios through it.
 
+use crate::leg::Candidate;
 use crate::meta::{LegState, MAX_LEGS, Super};
 use crate::spec::Spec;
 use kshim::block::{Bio, BioOp, BlockDevice, QueueLimits, ReqFlags, SECTOR_SIZE, SubmittedBio};
+use kshim::kthread;
 use kshim::prelude::*;
 use kshim::scatterlist::{SGTable, SharedTable};
 use kshim::sync::{Completion, CondVar, SpinLock};
@@ -68,6 +70,8 @@ pub(crate) struct Leg {
     /// Had all that was acknowledged when the array was put together.
     pub(crate) equal: bool,
     pub(crate) last_try: Option<Instant>,
+    /// A thread tries to get it back.
+    pub(crate) trying: bool,
 }
 
 /// A bio that changes something, or a flush.
@@ -95,6 +99,8 @@ pub(crate) enum Wish {
 /// A wish, and who waits for its result.
 pub(crate) struct Command {
     pub(crate) wish: Wish,
+    /// The leg to add or to get back.
+    pub(crate) candidate: Option<Candidate>,
     pub(crate) result: Arc<(SpinLock<Result>, Completion)>,
 }
 
@@ -450,11 +456,18 @@ impl Array {
         self.end(write.bio, status);
     }
 
-    /// Has the daemon do something, and waits for it. Context: may sleep.
+    /// Has the daemon do something, and waits for it. Context: may sleep. A leg is opened here, which may take long: the
+    /// daemon has writes to serve.
     pub(crate) fn command(&self, wish: Wish) -> Result {
+        let candidate = match &wish {
+            Wish::Add(path) => Some(Candidate::open(path)?),
+            Wish::Readd(n) => Some(Candidate::open(&self.failed_path(*n)?)?),
+            Wish::Fail(_) | Wish::Remove(_) => None,
+        };
         let result = Arc::new((SpinLock::new(Ok(())), Completion::new()));
         let command = Command {
             wish,
+            candidate,
             result: Arc::clone(&result),
         };
         {
@@ -468,6 +481,42 @@ impl Array {
         result.1.wait_for_completion();
         let status = result.0.lock();
         *status
+    }
+
+    /// The path of a leg that has failed. Errors: `ENOENT`.
+    fn failed_path(&self, n: usize) -> Result<String> {
+        let st = self.state.lock();
+        let failed = st.leg_state(n) == LegState::Failed;
+        let leg = st.legs.get(n).filter(|_| failed).ok_or(ENOENT)?;
+        Ok(leg.path.clone())
+    }
+
+    /// Tries to get a failed leg back, on a thread of its own.
+    pub(crate) fn try_leg(&self, n: usize) {
+        let Some(array) = self.me.upgrade() else {
+            return;
+        };
+        // Closing waits for it.
+        self.state.lock().threads += 1;
+        let body = move |_: &kthread::Stop| {
+            if let Err(e) = array.command(Wish::Readd(n)) {
+                pr_debug!("raid1 {}: leg {n} is not back: {e}", array.spec.name);
+            }
+            array.tried(n);
+        };
+        match kthread::run("raid1_readd", body) {
+            Ok(thread) => thread.detach(),
+            Err(_) => self.tried(n),
+        }
+    }
+
+    fn tried(&self, n: usize) {
+        let mut st = self.state.lock();
+        st.threads = st.threads.saturating_sub(1);
+        if let Some(l) = st.legs.get_mut(n) {
+            l.trying = false;
+        }
+        self.changed.notify_all();
     }
 }
 

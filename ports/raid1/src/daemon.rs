@@ -1,7 +1,7 @@
 //! The thread of an array: the only one that writes superblocks and bitmaps.
 
 use crate::array::{Array, Command, Degraded, State, Wish, Write, bit};
-use crate::leg;
+use crate::leg::{self, Candidate};
 use crate::meta::{BITMAP_AT, LegState, MAX_LEGS, PAGE, PAGE_BITS, SlotMeta, encode_bitmap};
 use kshim::block::BlockDevice;
 use kshim::prelude::*;
@@ -36,7 +36,7 @@ impl Array {
             self.handle_repairs(work.repairs);
             self.make_dirty(work.dirtying);
             for c in work.commands {
-                *c.result.0.lock() = self.obey(c.wish);
+                *c.result.0.lock() = self.obey(c.wish, c.candidate);
                 c.result.1.complete_all();
             }
             self.promote();
@@ -422,26 +422,25 @@ impl Array {
                 let Some(l) = st.legs.get_mut(*n) else {
                     return false;
                 };
-                let due = l.last_try.is_none_or(|t| t + self.spec.readd <= now);
+                let due = l.last_try.is_none_or(|t| t + self.spec.readd <= now) && !l.trying;
                 if due {
                     l.last_try = Some(now);
+                    l.trying = true;
                 }
                 due
             };
             failed.into_iter().filter(due).collect()
         };
         for n in due {
-            if let Err(e) = self.readd(n) {
-                pr_debug!("raid1 {}: leg {n} is not back: {e}", self.spec.name);
-            }
+            self.try_leg(n);
         }
     }
 
     /// What the administrator wants. Errors: `EINVAL`, `ENOENT`, `EBUSY`, those of the leg.
-    fn obey(&self, wish: Wish) -> Result {
+    fn obey(&self, wish: Wish, candidate: Option<Candidate>) -> Result {
         match wish {
-            Wish::Add(path) => self.add(&path),
-            Wish::Readd(n) => self.readd(n),
+            Wish::Add(path) => self.add(&path, candidate.ok_or(EINVAL)?),
+            Wish::Readd(n) => self.readd(n, candidate.ok_or(EINVAL)?),
             Wish::Fail(n) => {
                 if self.state.lock().active(n).is_none() {
                     return Err(ENOENT);
@@ -477,7 +476,7 @@ impl Array {
     /// Takes a leg back that has failed: only what was written since has to be copied.
     ///
     /// Errors: `ENOENT`: there is no such leg. `ESTALE`: the leg is not the one that has failed, or was used without us since.
-    pub(crate) fn readd(&self, n: usize) -> Result {
+    fn readd(&self, n: usize, candidate: Candidate) -> Result {
         let (path, meta) = {
             let st = self.state.lock();
             if st.leg_state(n) != LegState::Failed {
@@ -485,8 +484,7 @@ impl Array {
             }
             (st.legs.get(n).ok_or(ENOENT)?.path.clone(), st.meta.clone())
         };
-        let bdev = leg::open(&path)?;
-        let found = leg::read_super(&bdev)?.ok_or(ESTALE)?;
+        let found = candidate.found.ok_or(ESTALE)?;
         let slot = meta.slots.get(n).ok_or(ENOENT)?;
         let ours = found.array == meta.array
             && found.index == n
@@ -495,16 +493,15 @@ impl Array {
         if !ours {
             return Err(ESTALE);
         }
-        self.attach(n, &path, bdev, false)
+        self.attach(n, &path, candidate.bdev, false)
     }
 
     /// Adds a leg that has to be copied to as a whole.
     ///
     /// Errors: `EEXIST`: it is a leg of an array. `ENOSPC`: there is no place for one more, or no room on it.
     #[doc(alias = "raid1_add_disk")]
-    fn add(&self, path: &str) -> Result {
-        let bdev = leg::open(path)?;
-        if let Some(found) = leg::read_super(&bdev)? {
+    fn add(&self, path: &str, candidate: Candidate) -> Result {
+        if let Some(found) = candidate.found {
             pr_err!(
                 "raid1 {}: {path} is leg {} of array {:?}",
                 self.spec.name,
@@ -523,7 +520,7 @@ impl Array {
             }
             n
         };
-        self.attach(n, path, bdev, true)
+        self.attach(n, path, candidate.bdev, true)
     }
 
     fn attach(&self, n: usize, path: &str, bdev: Arc<BlockDevice>, whole: bool) -> Result {

@@ -14,6 +14,22 @@ pub(crate) fn open(path: &str) -> Result<Arc<BlockDevice>> {
     Ok(leg)
 }
 
+/// A leg that may become one of the array.
+pub(crate) struct Candidate {
+    pub(crate) bdev: Arc<BlockDevice>,
+    /// What stands on it.
+    pub(crate) found: Option<Super>,
+}
+
+impl Candidate {
+    /// Opens it and looks. Context: may sleep, for as long as the leg takes. Errors: as [`open`] and [`read_super`].
+    pub(crate) fn open(path: &str) -> Result<Candidate> {
+        let bdev = open(path)?;
+        let found = read_super(&bdev)?;
+        Ok(Candidate { bdev, found })
+    }
+}
+
 /// Does one thing and waits for it; the table comes back. Context: may sleep.
 pub(crate) fn run(
     leg: &BlockDevice,
