@@ -1,5 +1,5 @@
 //! Bdevs of SPDK behind the wire. Only with a server that is built with SPDK (`docs/spdk.md`):
-//! `cargo build --features spdk`, and `SCST_TEST_SCSTD=target/debug/scstd cargo test -p scst-tests --test spdk`.
+//! `cargo build --features spdk`, and `SCST_TEST_SCSTD=$PWD/target/debug/scstd cargo test -p scst-tests --test spdk`.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
