@@ -150,9 +150,7 @@ impl IoFile {
             Err(e) => {
                 // The write failed, or the sync after it, perhaps with the error of an earlier write: then
                 // it was reported here and to nobody else. Without the sync only the former fails.
-                if is_write_back(e) && (e == code::EIO || write(KiocbFlags::empty()).is_ok()) {
-                    self.remember(e);
-                }
+                self.judge(e, || write(KiocbFlags::empty()));
                 Err(e)
             }
             Ok(()) => Ok(()),
@@ -273,20 +271,39 @@ impl IoFile {
         }
     }
 
-    /// What is to be told after a durable write failed in the host, with `e`, which is not EIO. Context: may sleep.
+    /// A durable write failed in the host, with `e`, of which [`is_write_back`] says that it may be another's. Context: may sleep.
     pub(super) fn judge_failed_sync(&self, req: &IoReq, e: Error) {
-        if self
-            .write(&req.sg, req.sg_at, req.len, req.pos, false)
-            .is_ok()
-        {
+        self.judge(e, || {
+            self.write(&req.sg, req.sg_at, req.len, req.pos, false)
+        });
+    }
+
+    /// Remembers why a durable write failed, unless it was the write itself: then `again`, without the sync, fails, too.
+    fn judge(&self, e: Error, again: impl FnOnce() -> Result) {
+        if is_write_back(e) && (e == code::EIO || again().is_ok()) {
             self.remember(e);
         }
     }
 }
 
 /// Whether a write that is to be durable may have failed for the write-back of others.
+///
+/// File systems keep what the disk said, whatever it was (ENODATA for a medium error, ENOLINK for a lost path, ETIMEDOUT, ...), and
+/// tell it once. These are errors of the call.
 pub(super) fn is_write_back(e: Error) -> bool {
-    matches!(e, code::EIO | code::ENOSPC | code::EDQUOT)
+    !matches!(
+        e,
+        code::EINVAL
+            | code::EOPNOTSUPP
+            | code::EFBIG
+            | code::EFAULT
+            | code::EBADF
+            | code::EROFS
+            | code::EAGAIN
+            | code::ENOMEM
+            | code::EPERM
+            | code::EINTR
+    )
 }
 
 impl fmt::Debug for IoFile {
@@ -322,6 +339,17 @@ mod tests {
         let file = open();
         assert_eq!(file.flushed(Err(code::EINVAL)), Err(code::EINVAL));
         assert_eq!(file.flush(), Ok(()));
+    }
+
+    #[test]
+    fn only_a_write_that_works_without_its_sync_tells_of_another() {
+        let t = tempfile::NamedTempFile::new().unwrap();
+        let file = IoFile::open(t.path(), &OpenOptions::new(), None).unwrap();
+        file.judge(code::ENODATA, || Err(code::ENODATA));
+        file.judge(code::EFBIG, || unreachable!("its own"));
+        assert_eq!(file.write_back_error(), None);
+        file.judge(code::ENODATA, || Ok(()));
+        assert_eq!(file.flush(), Err(code::ENODATA));
     }
 
     #[test]

@@ -242,7 +242,7 @@ impl Ended {
 }
 
 impl Flight {
-    /// A durable write failed for lack of space: its own, or that of an earlier one?
+    /// A durable write failed: itself, or the write-back of an earlier one?
     #[cold]
     fn judge(self: Box<Flight>, e: Error) {
         let Flight { file, req, .. } = *self;
@@ -347,6 +347,48 @@ impl Drop for Flights {
         }
         for flight in self.slots.drain(..).flatten() {
             std::mem::forget(flight);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::fs::OpenOptions;
+
+    /// What a flush says after the host has answered a durable write so.
+    fn flush_after(said: Error) -> Result {
+        let t = tempfile::NamedTempFile::new().unwrap();
+        t.as_file().set_len(1 << 16).unwrap();
+        let file = IoFile::open(t.path(), &OpenOptions::new(), Some(Engine::Threads)).unwrap();
+        let (tx, rx) = channel();
+        let end = Arc::new(move |_: IoReq, res: Result| tx.send(res).unwrap());
+        let sg = SGTable::alloc_zeroed(512).unwrap();
+        let req = IoReq::new(IoOp::WriteDurable, 0, 512, end).with_sg(sg, 0);
+        let mut flight = Flight::new(&file, req).map_err(|_| ()).unwrap();
+        let step = flight.advance(-said.errno());
+        Ended { flight, step }.finish();
+        assert_eq!(rx.recv().unwrap(), Err(said));
+        file.flush()
+    }
+
+    #[test]
+    fn a_durable_write_that_consumes_the_error_of_another_has_flushes_fail() {
+        for said in [
+            code::EIO,
+            code::ENOSPC,
+            code::ENODATA,
+            code::ETIMEDOUT,
+            code::ENOLINK,
+            code::EREMOTEIO,
+            code::ENXIO,
+        ] {
+            assert_eq!(flush_after(said), Err(said));
+        }
+        for said in [code::EFBIG, code::EROFS, code::EPERM, code::ENOMEM] {
+            assert_eq!(flush_after(said), Ok(()));
         }
     }
 }
