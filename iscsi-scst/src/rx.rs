@@ -23,6 +23,8 @@ use scst_core::cmd::Cmd;
 
 /// PDUs of one connection carried out in one round; then others get their turn.
 const MAX_PDUS_PER_ROUND: u32 = 512;
+/// What sending in the middle of a round counts there, in PDUs: half a MiB or more has gone out, which takes as long.
+const PDUS_PER_SEND: u32 = 64;
 /// Bytes of one connection received in one round.
 const MAX_BYTES_PER_ROUND: usize = 4 << 20;
 /// A data segment from this length on is received straight into the command's pages unless it is there already.
@@ -254,6 +256,7 @@ impl Conn {
                 && ffp.tx.is_hot()
             {
                 self.flush(cx)?;
+                *pdus = pdus.saturating_sub(PDUS_PER_SEND);
             }
         }
         Ok(())

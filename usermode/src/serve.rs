@@ -37,8 +37,9 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
     let created = Created::all(&to_create)?;
     let server = server::start(&config, inherited)?;
     created.keep();
-    ready(&config, &server);
+    // Before anybody can know that it is ready.
     logger::started();
+    ready(&config, &server);
     let why = signals.wait()?;
     log::info!("{why}: stopping");
     signals.exit_on_next()?;

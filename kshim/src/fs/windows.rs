@@ -28,8 +28,9 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use crate::error::{Result, code};
 use crate::scatterlist::SGTable;
 use crate::sync::SpinLock;
 use crate::sys::linux::file as sys;
@@ -44,8 +45,14 @@ const SLOTS: usize = 256;
 const MAP_AT: u8 = 8;
 /// Votes that a window keeps at most.
 const VOTES_MAX: u8 = 64;
+/// Windows of all files together. Hosts permit a process 65,530 mappings unless told otherwise, and threads, memory pools
+/// and plug-ins need theirs.
+const TOTAL: usize = 16 << 10;
 /// Bytes that are looked at and copied in one go.
 const CHUNK: usize = 1 << 20;
+
+/// Windows of all files that are mapped.
+static MAPPED: AtomicUsize = AtomicUsize::new(0);
 
 /// A mapped part of the file.
 #[derive(Debug)]
@@ -53,6 +60,40 @@ struct Window {
     map: Mapping,
     /// Bytes of the file in it when it was mapped.
     len: usize,
+    /// Held by who copies: of two writes of one block one wins, as with `pwrite`, which locks all of the file. A fault may
+    /// wait for the disk under it, as a `pwrite` may; others park meanwhile.
+    writer: SpinLock<()>,
+}
+
+/// Counts one more; `ENOSPC`: there are [`TOTAL`].
+fn count_one(mapped: &AtomicUsize) -> Result {
+    let more = |n: usize| (n < TOTAL).then_some(n + 1);
+    let counted = mapped.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+    counted.map(drop).map_err(|_| code::ENOSPC)
+}
+
+impl Window {
+    /// Maps one; `ENOSPC`: there are too many already. Other errors: those of `mmap(2)`.
+    fn new(fd: BorrowedFd<'_>, begin: u64, len: usize) -> Result<Window> {
+        count_one(&MAPPED)?;
+        match Mapping::shared_file(fd, begin, len, Access::ReadWrite) {
+            Ok(map) => Ok(Window {
+                map,
+                len,
+                writer: SpinLock::new(()),
+            }),
+            Err(e) => {
+                MAPPED.fetch_sub(1, Ordering::Relaxed);
+                Err(e)
+            }
+        }
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        MAPPED.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Who holds a slot of the table.
@@ -198,8 +239,10 @@ impl CacheWindows {
         if len == 0 {
             return None;
         }
-        match Mapping::shared_file(fd, begin, len, Access::ReadWrite) {
-            Ok(map) => Some(Window { map, len }),
+        match Window::new(fd, begin, len) {
+            Ok(window) => Some(window),
+            // For a while there is no room: later, perhaps.
+            Err(code::ENOSPC | code::ENOMEM | code::EAGAIN) => None,
             Err(e) => {
                 crate::pr_debug!("a file that cannot be mapped: {e}");
                 self.off.store(true, Ordering::Relaxed);
@@ -236,6 +279,7 @@ impl Window {
         if off.checked_add(len).is_none_or(|end| end > self.len) {
             return false;
         }
+        let _writer = self.writer.lock();
         let mut to = off;
         let copy = |from: *const u8, n: usize| {
             // SAFETY: `walk`s of a table never give more than was asked for, so `to + n` stays below `off + len`, which is
@@ -364,6 +408,37 @@ mod tests {
         assert!((0..32).all(|_| !w.write(ro.as_fd(), &sg, 0, 512, 0)));
         assert!(w.off.load(Ordering::Relaxed));
         assert!(!w.write(f.as_fd(), &sg, 0, 512, u64::MAX - 5));
+    }
+
+    #[test]
+    fn of_two_writes_of_one_block_one_wins() {
+        let (t, f, w) = file(W);
+        f.write_at(&[1; 65536], 0).unwrap();
+        warm(&f, &w, 0);
+        let w = Arc::new((w, f));
+        let threads: Vec<_> = (1..=2u8)
+            .map(|byte| {
+                let w = Arc::clone(&w);
+                crate::kthread::run("writer", move |_| {
+                    let sg = table(&[byte; 65536]);
+                    for _ in 0..500 {
+                        assert!(w.0.write(w.1.as_fd(), &sg, 0, 65536, 0));
+                    }
+                })
+                .unwrap()
+            })
+            .collect();
+        threads.into_iter().for_each(crate::kthread::Kthread::join);
+        let is = crate::fs::read(t.path(), 1 << 24).unwrap();
+        assert!(is[..65536].iter().all(|b| *b == is[0]));
+    }
+
+    #[test]
+    fn windows_of_all_files_have_a_limit() {
+        let mapped = AtomicUsize::new(TOTAL - 1);
+        assert_eq!(count_one(&mapped), Ok(()));
+        assert_eq!(count_one(&mapped), Err(code::ENOSPC));
+        assert_eq!(mapped.into_inner(), TOTAL);
     }
 
     #[derive(Debug, Clone)]

@@ -61,14 +61,17 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let ready = running
         .configure(&settings)
         .and_then(|()| running.open(&settings, inherited))
-        .and_then(|()| ready(&running));
+        .and_then(|()| {
+            // Before anybody can know that it is ready.
+            logger::started();
+            ready(&running)
+        });
     if let Err(e) = ready {
         if let Err(e) = running.stop() {
             log::error!("stopping what was started: {e:#}");
         }
         return Err(e);
     }
-    logger::started();
     tell_manager("READY=1");
     let why = loop {
         match signals.next()? {
