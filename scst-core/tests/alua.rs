@@ -5,16 +5,19 @@ mod common;
 use common::Rig;
 use kshim::error::code;
 use kshim::kthread::{self, Kthread};
-use kshim::sync::SpinLock;
-use kshim::time::Instant;
+use kshim::sync::{Completion, SpinLock};
+use kshim::time::{Delta, Instant};
 use proptest::prelude::*;
 use scst_core::alua::{StpgGroup, TgState};
+use scst_core::cmd::{Cmd, ExecRes};
 use scst_core::core::Core;
 use scst_core::dev_handlers::vdisk::{Vdisk, VdiskKind, VdiskParams};
+use scst_core::dev_type::{DevHandler, ExecContext};
+use scst_core::device::Device;
 use scst_core::event::{Filter, Kind, Listener};
 use scst_core::sense;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const TUR: [u8; 6] = [0; 6];
 const INQUIRY: [u8; 6] = [0x12, 0, 0, 0, 96, 0];
@@ -524,4 +527,71 @@ fn a_bound_device_is_closed_while_it_is_not_active() {
     assert!(!disk.is_active());
     core.dg_remove("dg").expect("there");
     assert!(disk.is_active());
+}
+
+/// A device that takes its time with a change of state.
+#[derive(Default)]
+struct Slow {
+    entered: Completion,
+    go_on: Completion,
+    gave_up: AtomicBool,
+}
+
+impl DevHandler for Slow {
+    fn name(&self) -> &'static str {
+        "slow"
+    }
+
+    fn type_code(&self) -> u8 {
+        0
+    }
+
+    fn block_shift(&self) -> u8 {
+        9
+    }
+
+    fn parse(&self, _cmd: &mut Cmd) {}
+
+    fn exec(&self, cmd: Box<Cmd>, _cx: ExecContext) -> ExecRes {
+        ExecRes::Completed(cmd)
+    }
+
+    fn on_alua_state_change_start(&self, _dev: &Arc<Device>, _old: TgState, _new: TgState) {
+        self.entered.complete();
+        let told = self
+            .go_on
+            .wait_for_completion_timeout(Delta::from_millis(20_000));
+        self.gave_up.store(!told, Ordering::Relaxed);
+    }
+}
+
+/// Whoever changes a state may wait for the very command that asks for another one: the command does not wait in turn.
+#[test]
+fn an_explicit_change_does_not_wait_for_one_from_outside() {
+    let mut rig = grouped(1);
+    let core = Arc::clone(rig.core());
+    let dev = core.device("d0").expect("there");
+    dev.expl_alua.store(true, Ordering::Relaxed);
+    let slow: Arc<Slow> = Arc::default();
+    let handler: Arc<dyn DevHandler> = slow.clone();
+    core.register_virtual_device("slow", handler).expect("new");
+    core.dg_dev_add("dg", "slow").expect("new");
+    let own = Arc::clone(&core);
+    let changes = kthread::run("changes", move |_| {
+        own.tg_set_state("dg", "here", TgState::NonOptimized)
+            .expect("state");
+    });
+    slow.entered.wait_for_completion();
+    let (cdb, list) = set(&[(2, 5)]);
+    let refused = rig.write(0, &cdb, &list);
+    slow.go_on.complete();
+    changes.expect("a thread").join();
+    assert!(
+        !slow.gave_up.load(Ordering::Relaxed),
+        "the command waited for the change"
+    );
+    assert_eq!(refused.sense(), Some(sense::ALUA_TRANSITIONING));
+    while !rig.tur(0).is_good() {}
+    core.dg_dev_remove("dg", "slow").expect("there");
+    core.unregister_virtual_device("slow").expect("there");
 }

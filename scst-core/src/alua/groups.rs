@@ -10,8 +10,14 @@ use crate::tgt::Tgt;
 use crate::tgt_dev::TgtDev;
 use kshim::error::{Result, code};
 use kshim::pr_info;
+use kshim::time::delay::msleep;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
+
+/// How often a command tries to see the groups.
+const LOCK_TRIES: u32 = 100;
+/// Pause between two tries, in milliseconds.
+const LOCK_RETRY_MS: u32 = 1;
 
 /// A target port of a group.
 #[doc(alias = "scst_tg_tgt")]
@@ -255,6 +261,18 @@ pub(super) fn unblock(devs: Vec<Arc<Device>>) {
 impl super::Alua {
     pub(super) fn with_groups<R>(&self, f: impl FnOnce(&mut Vec<DevGroup>) -> R) -> R {
         f(&mut self.groups.lock())
+    }
+
+    /// The same for a command that is on a device: whoever changes a state waits for it with the lock held, so it must not
+    /// wait without end. `None`: the groups are being changed. Context: may sleep.
+    pub(super) fn with_groups_soon<R>(&self, f: impl FnOnce(&mut Vec<DevGroup>) -> R) -> Option<R> {
+        for _ in 0..LOCK_TRIES {
+            if let Some(mut groups) = self.groups.try_lock() {
+                return Some(f(&mut groups));
+            }
+            msleep(LOCK_RETRY_MS);
+        }
+        None
     }
 
     /// A nexus is new and on its device's list. Context: may sleep.

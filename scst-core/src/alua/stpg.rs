@@ -5,7 +5,8 @@
 //! through ([`crate::event::Kind::StpgUserInvoke`]).
 //!
 //! Two of these commands at two devices of a group would wait for each other. So they pass a [`Gate`] one by one, before they
-//! enter their device.
+//! enter their device. Nor does one of them wait for the groups' lock without end: who changes a state holds it while a device
+//! is drained, perhaps of this very command, which then ends with ASYMMETRIC ACCESS STATE TRANSITION.
 //!
 //! C source: `scst_exec_set_tpgs` of `scst/src/scst_local_cmd.c`, `scst_tg_set_group_info`, `scst_emit_stpg_event`,
 //! `scst_event_stpg_notify_fn` of `scst/src/scst_tg.c`, `scst_stpg_del_unblock_next` of `scst/src/scst_lib.c`
@@ -111,6 +112,8 @@ impl Stpg {
             return;
         };
         let (ok, blocked) = core.alua.with_groups(|groups| {
+            // Under the lock: whoever changes a state next waits for the command to leave.
+            self.dev.stpg_under_way.store(false, Ordering::Release);
             let Some(dg) = groups.iter_mut().find(|g| g.has_dev(&self.dev)) else {
                 return (false, Vec::new());
             };
@@ -122,7 +125,6 @@ impl Stpg {
             )
         });
         unblock(blocked);
-        self.dev.stpg_under_way.store(false, Ordering::Release);
         let Some(mut cmd) = self.parked.lock().take() else {
             return;
         };
@@ -174,13 +176,13 @@ pub(crate) fn begin(cmd: &mut Cmd) -> Begun {
         return Begun::Completed;
     }
     let core = Arc::clone(&cmd.session().core);
-    let begun = core.alua.with_groups(|groups| {
+    let begun = core.alua.with_groups_soon(|groups| {
         let dg = groups.iter_mut().find(|g| g.has_dev(&dev));
         let dg = dg.ok_or(sense::SET_TARGET_PGS_FAILED)?;
         let wanted = wanted(dg, &list)?;
         Ok(start(&core, cmd, &dev, dg, wanted))
     });
-    match begun {
+    match begun.unwrap_or(Err(sense::ALUA_TRANSITIONING)) {
         Ok(Some(stpg)) => Begun::Waits(stpg),
         Ok(None) => Begun::Completed,
         Err(s) => {
