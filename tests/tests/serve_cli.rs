@@ -100,6 +100,7 @@ fn bad_command_lines_are_refused_with_one_line() {
         (&["serve", "1G", "--iqn", "naa.5200"], "hexadecimal"),
         (&["serve", "1G", "--cpus", "0"], "--cpus"),
         (&["serve", "1G", "--cpus", "many"], "--cpus"),
+        (&["serve", "1G", "--poll-us", "2000000"], "--poll-us"),
     ] {
         refused(dir, args, says);
     }

@@ -198,6 +198,11 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "N")]
     pub(crate) cpus: Option<String>,
 
+    /// Microseconds that a reactor looks for more work before it sleeps: less delay where waking a CPU is slow (virtual machines),
+    /// for CPU time while there is traffic; 50 to 200 pay
+    #[arg(long, value_name = "US", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub(crate) poll_us: u32,
+
     /// One more LUN, the last: of this size, without memory behind it; reads give zeroes, writes vanish. For measuring
     #[arg(long, value_name = "SIZE", hide = true)]
     pub(crate) nullio: Option<String>,

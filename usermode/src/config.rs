@@ -36,6 +36,8 @@ pub(crate) struct ServeConfig {
     pub(crate) iqn: String,
     /// Number of reactors.
     pub(crate) cpus: usize,
+    /// Microseconds that reactors poll before they sleep.
+    pub(crate) poll_us: u32,
     /// How reactors wait.
     pub(crate) poller: Poller,
     /// CRC32C is among the digests that the target has.
@@ -146,6 +148,7 @@ impl ServeConfig {
             portals,
             iqn,
             cpus,
+            poll_us: args.poll_us,
             poller: args.poller,
             digests: args.digests,
             accounts: args
@@ -417,6 +420,7 @@ mod tests {
             iqn: None,
             read_only: false,
             cpus: None,
+            poll_us: 0,
             nullio: None,
             digests: false,
             handler_dir: None,

@@ -89,6 +89,7 @@ pub(crate) fn start_reactors(cpus: usize, poller: Poller) -> Result<Vec<Reactor>
 
 impl Server {
     fn configure(&mut self, config: &ServeConfig, inherited: Vec<TcpListener>) -> Result<()> {
+        self.core.set_poll_us(config.poll_us);
         let mut keys = KeyValues::default();
         keys.set(SessionKey::FirstBurstLength, SERVE_FIRST_BURST_LENGTH);
         if config.digests {
