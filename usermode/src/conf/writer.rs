@@ -38,12 +38,16 @@ pub fn write(config: &Config) -> String {
     append_nonkey(&mut out, "", &nonkey);
     out.push('\n');
     for (name, handler) in &config.handlers {
-        top_section(&mut out, &format!("HANDLER {name}"), &handler_body(handler));
+        top_section(
+            &mut out,
+            &format!("HANDLER {}", quote(name)),
+            &handler_body(handler),
+        );
     }
     for (name, driver) in &config.drivers {
         top_section(
             &mut out,
-            &format!("TARGET_DRIVER {name}"),
+            &format!("TARGET_DRIVER {}", quote(name)),
             &driver_body(driver),
         );
     }
@@ -53,7 +57,7 @@ pub fn write(config: &Config) -> String {
     for (name, group) in &config.device_groups {
         top_section(
             &mut out,
-            &format!("DEVICE_GROUP {name}"),
+            &format!("DEVICE_GROUP {}", quote(name)),
             &device_group_body(group),
         );
     }
@@ -128,6 +132,7 @@ fn handler_body(handler: &Handler) -> String {
     let (mut out, handler_nonkey) = lines("\t", &handler.attrs);
     let mut devices = String::new();
     for (name, device) in &handler.devices {
+        let name = quote(name);
         let (mut body, nonkey) = lines("\t\t", &device.attrs);
         if !nonkey.is_empty() {
             end_part(&mut body);
@@ -157,6 +162,7 @@ fn attr_part(prefix: &str, attrs: &Attrs) -> String {
 fn driver_body(driver: &Driver) -> String {
     let mut out = attr_part("\t", &driver.attrs);
     for (name, target) in &driver.targets {
+        let name = quote(name);
         let body = target_body(target);
         if body.is_empty() {
             let _ = writeln!(out, "\tTARGET {name}");
@@ -185,6 +191,7 @@ fn target_body(target: &Target) -> String {
     }
     key.push_str(&luns);
     for (name, group) in &target.groups {
+        let name = quote(name);
         let body = group_body(group);
         if body.is_empty() {
             let _ = writeln!(key, "\t\tGROUP {name}");
@@ -199,7 +206,7 @@ fn target_body(target: &Target) -> String {
 fn luns(indent: &str, luns: &BTreeMap<u64, LunDef>, end: &str) -> String {
     let mut out = String::new();
     for (number, lun) in luns {
-        let head = format!("LUN {number} {}", lun.device);
+        let head = format!("LUN {number} {}", quote(&lun.device));
         leaf(&mut out, indent, &head, &lun.attrs, end);
     }
     out
@@ -228,14 +235,21 @@ fn device_group_body(group: &DeviceGroup) -> String {
     let mut out = attr_part("\t", &group.attrs);
     let mut devices = String::new();
     for name in group.devices.keys() {
-        let _ = writeln!(devices, "\tDEVICE {name}");
+        let _ = writeln!(devices, "\tDEVICE {}", quote(name));
     }
     end_part(&mut devices);
     out.push_str(&devices);
     for (name, tgroup) in &group.target_groups {
+        let name = quote(name);
         let mut body = attr_part("\t\t", &tgroup.attrs);
         for (name, Leaf { attrs, .. }) in &tgroup.targets {
-            leaf(&mut body, "\t\t", &format!("TARGET {name}"), attrs, "\n");
+            leaf(
+                &mut body,
+                "\t\t",
+                &format!("TARGET {}", quote(name)),
+                attrs,
+                "\n",
+            );
         }
         if body.is_empty() {
             let _ = writeln!(out, "\tTARGET_GROUP {name}");
@@ -265,9 +279,15 @@ mod tests {
         }
     }
 
-    fn name() -> impl Strategy<Value = String> {
-        // Not a keyword of the grammar: lower case only.
+    /// Of an attribute; not a keyword of the grammar: lower case only.
+    fn attr_name() -> impl Strategy<Value = String> {
         "[a-z][a-z0-9_.:-]{0,6}"
+    }
+
+    /// Of an object: whatever the server takes.
+    fn name() -> impl Strategy<Value = String> {
+        let any = r#"[!-.0-~äß]{1,8}|[a-z#{}"\\]{1,4}"#;
+        prop_oneof!["[a-z][a-z0-9_.:-]{0,6}", any].prop_filter("a name", |n| n != "." && n != "..")
     }
 
     fn value() -> impl Strategy<Value = String> {
@@ -275,7 +295,7 @@ mod tests {
     }
 
     fn attrs() -> impl Strategy<Value = Attrs> {
-        proptest::collection::vec((name(), value()), 0..3).prop_map(|list| {
+        proptest::collection::vec((attr_name(), value()), 0..3).prop_map(|list| {
             let mut attrs = Attrs::default();
             for (name, value) in list {
                 attrs.insert(&name, &value, Pos::default());
