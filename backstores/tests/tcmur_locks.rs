@@ -24,6 +24,7 @@ const LOCK_LOST_BLOCK: u64 = 16;
 const CONN_LOST_BLOCK: u64 = 24;
 const BOTH_LOST_BLOCK: u64 = 32;
 const TIMED_OUT_BLOCK: u64 = 40;
+const CACHE_LOST_BLOCK: u64 = 48;
 const NOBODY: u64 = 0xFFFF;
 const OTHERS: u64 = 99;
 
@@ -180,14 +181,53 @@ fn a_handler_is_not_closed_while_it_reports() {
     assert_eq!(counters().early_closes, before.early_closes);
 }
 
+#[test]
+fn another_connection_does_not_forget_what_was_lost() {
+    init();
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    // A flush that failed.
+    let bdev = open("/dev/tcmur/locks/cached?size=1M").unwrap();
+    assert_eq!(run(&bdev, BioOp::Write, CACHE_LOST_BLOCK), Ok(()));
+    assert_eq!(run(&bdev, BioOp::Flush, 0), Err(code::EIO));
+    assert_eq!(run(&bdev, BioOp::Write, CONN_LOST_BLOCK), Err(code::EAGAIN));
+    assert_eq!(insist(&bdev, BioOp::Read, 0), Ok(()));
+    assert_eq!(run(&bdev, BioOp::Flush, 0), Err(code::EIO));
+    close(bdev);
+    // A lost lock, whether a read or a write has opened the device again; told once.
+    let bdev = open("/dev/tcmur/locks/cached?size=1M&lock=on").unwrap();
+    for op in [BioOp::Read, BioOp::Write] {
+        assert_eq!(insist(&bdev, BioOp::Write, 0), Ok(()));
+        assert_eq!(run(&bdev, BioOp::Flush, 0), Ok(()));
+        let lost = run(&bdev, BioOp::Write, LOCK_LOST_BLOCK);
+        assert_eq!(lost, Err(code::ENOLINK));
+        assert_eq!(insist(&bdev, op, 0), Ok(()));
+        assert_eq!(run(&bdev, BioOp::Flush, 0), Err(code::ENOLINK));
+        assert_eq!(run(&bdev, BioOp::Flush, 0), Ok(()));
+    }
+    close(bdev);
+    // And when flushes are passed through.
+    let mode = BlkMode::READ | BlkMode::WRITE | BlkMode::PASSTHROUGH;
+    let bdev = BlockDevice::open("/dev/tcmur/locks/cached?size=1M&lock=on", mode).unwrap();
+    assert_eq!(sync(&bdev, 4), None);
+    while command(&bdev, vec![0; 6]).is_some() {
+        std::thread::yield_now();
+    }
+    assert_eq!(sync(&bdev, 0), Some((2, 4, 0x0B)));
+    assert_eq!(sync(&bdev, 0), None);
+    close(bdev);
+}
+
 /// SYNCHRONIZE CACHE: sense key and additional codes, if it fails.
 fn sync(bdev: &BlockDevice, how: u8) -> Option<(u8, u8, u8)> {
+    command(bdev, vec![0x35, 0, 0, 0, 0, how, 0, 0, 0, 0])
+}
+
+fn command(bdev: &BlockDevice, cdb: Vec<u8>) -> Option<(u8, u8, u8)> {
     let (tx, rx) = channel();
     let tx = Mutex::new(tx);
     let end = move |_: ScsiRequest, outcome: ScsiOutcome| {
         tx.lock().unwrap().send(outcome).unwrap();
     };
-    let cdb = vec![0x35, 0, 0, 0, 0, how, 0, 0, 0, 0];
     bdev.submit_scsi(ScsiRequest::new(cdb, Arc::new(end)));
     match rx.recv().unwrap() {
         ScsiOutcome::Good => None,

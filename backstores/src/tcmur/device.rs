@@ -105,6 +105,8 @@ struct Life {
     lock: LockState,
     /// Another server took the lock, so that what this one still sends is refused until it opens the device again.
     lock_lost: bool,
+    /// The same, until a flush has said so: what was written before may not be there. Another connection changes nothing about that.
+    lock_lost_untold: bool,
     /// The storage was lost once more.
     lost_again: bool,
     /// Requests that are in the queue or with the plug-in.
@@ -124,7 +126,8 @@ pub(super) struct Device {
     timeout: Option<Delta>,
     /// Whether other servers have the device, too, and who may write.
     locking: Locking,
-    /// The status of the first flush that failed since it was opened: data may be lost.
+    /// The status of the first flush that failed since somebody opened it: data may be lost, also if it was opened again since for a
+    /// lost connection.
     lost: AtomicI32,
     /// The handler wants the first write to a cluster to cover it.
     whole: Option<Whole>,
@@ -189,6 +192,7 @@ impl Device {
                     close_wanted: false,
                     lock: LockState::Unlocked,
                     lock_lost: false,
+                    lock_lost_untold: false,
                     lost_again: false,
                     outstanding: 0,
                 }),
@@ -302,11 +306,13 @@ impl Device {
     /// Counts a request, or says why not, and which lock is to be taken first: the caller does that.
     ///
     /// Writes need the lock. After it was lost, reads need another connection to the storage, and a flush cannot say any
-    /// more that what was written before is there.
+    /// more that what was written before is there: the first one says so, on whichever connection, and others while there is none.
     #[doc(alias = "alua_implicit_transition")]
     fn admit(&self, life: &mut Life, what: &What) -> Option<(Error, Option<LockState>)> {
+        let untold = what.flushes() && std::mem::take(&mut life.lock_lost_untold);
         let wanted = match what.needs() {
             _ if self.locking == Locking::Off => None,
+            _ if untold => return Some((ENOLINK, None)),
             // Only who opens the device takes the lock.
             _ if self.locking != Locking::Implicit => match life.lock {
                 LockState::Write => None,
@@ -656,6 +662,7 @@ impl Device {
             return false;
         }
         life.lock_lost = true;
+        life.lock_lost_untold = true;
         self.set_lock(&mut life, LockState::Unlocked);
         true
     }
@@ -739,7 +746,6 @@ impl Device {
     #[doc(alias = "tcmu_reopen_dev")]
     fn reopen(&self) -> bool {
         self.handler.close(&self.mem);
-        self.lost.store(abi::TCMU_STS_OK, Ordering::Relaxed);
         loop {
             {
                 let mut life = self.life.lock();

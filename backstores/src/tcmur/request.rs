@@ -22,6 +22,8 @@ const TIMED_OUT: (u8, u16) = (0x4, 0x3E02);
 const TARGET_FAILURE: (u8, u16) = (0x4, 0x4400);
 /// INVALID FIELD IN CDB
 const INVALID_FIELD: (u8, u16) = (0x5, 0x2400);
+/// LOGICAL UNIT NOT ACCESSIBLE, TARGET PORT IN STANDBY STATE
+const STANDBY: (u8, u16) = (0x2, 0x040B);
 /// BUSY
 const BUSY: u8 = 0x08;
 
@@ -208,7 +210,17 @@ impl What {
             What::Bio(bio) if bio.op == BioOp::Flush => Need::Flush,
             What::Bio(bio) if bio.op.is_write() => Need::Write,
             What::Scsi(cmd) if matches!(cdb::media(&cmd.cdb), Some(Media::Write(_))) => Need::Write,
+            What::Scsi(cmd) if cdb::is_flush(&cmd.cdb) => Need::Flush,
             _ => Need::Read,
+        }
+    }
+
+    /// Whether its success says that what was written before is durable.
+    pub(super) fn flushes(&self) -> bool {
+        match self {
+            What::Bio(bio) => bio.op == BioOp::Flush || bio.flags.contains(ReqFlags::PREFLUSH),
+            What::Scsi(cmd) => cdb::is_flush(&cmd.cdb),
+            What::Look(_) | What::Nobody => false,
         }
     }
 
@@ -284,6 +296,7 @@ impl What {
                     End::Failed(EAGAIN | ENOMEM) => ScsiOutcome::Status(BUSY),
                     End::Failed(ETIMEDOUT) => status::sense(TIMED_OUT.0, TIMED_OUT.1),
                     End::Failed(ENODEV) => ScsiOutcome::Failed(ENODEV),
+                    End::Failed(ENOLINK) => status::sense(STANDBY.0, STANDBY.1),
                     End::Failed(_) => status::sense(TARGET_FAILURE.0, TARGET_FAILURE.1),
                     End::Sense(key, asc_ascq) => status::sense(key, asc_ascq),
                 });

@@ -16,6 +16,7 @@ enum {
 	CONN_LOST_BLOCK = 24,	/* a write: the connection is lost */
 	BOTH_LOST_BLOCK = 32,	/* a write: and then another server has taken the lock */
 	TIMED_OUT_BLOCK = 40,	/* a write: an event */
+	CACHE_LOST_BLOCK = 48,	/* a write: the next flush fails */
 };
 
 #define NOBODY 0xFFFF
@@ -28,6 +29,7 @@ static struct counters {
 } counters = { .owner = NOBODY };
 /* The device that reports just now. */
 static struct tcmu_device *volatile reporting;
+static bool cache_lost;
 static char data[1 << 20];
 
 static int locks_open(struct tcmu_device *dev, bool reopen)
@@ -77,6 +79,9 @@ static int locks_write(struct tcmu_device *dev, struct tcmur_cmd *cmd, struct io
 	case TIMED_OUT_BLOCK:
 		tcmu_notify_cmd_timed_out(dev);
 		break;
+	case CACHE_LOST_BLOCK:
+		cache_lost = true;
+		break;
 	}
 	tcmu_memcpy_from_iovec(data + off, len, iov, iov_cnt);
 	return TCMU_STS_OK;
@@ -84,9 +89,12 @@ static int locks_write(struct tcmu_device *dev, struct tcmur_cmd *cmd, struct io
 
 static int locks_flush(struct tcmu_device *dev, struct tcmur_cmd *cmd)
 {
+	bool lost = cache_lost;
+
 	(void)dev;
 	(void)cmd;
-	return TCMU_STS_OK;
+	cache_lost = false;
+	return lost ? TCMU_STS_WR_ERR : TCMU_STS_OK;
 }
 
 static int locks_lock(struct tcmu_device *dev, uint16_t tag)
@@ -130,7 +138,6 @@ static int locks_cmd(struct tcmu_device *dev, struct tcmur_cmd *cmd)
 {
 	struct tcmulib_cmd *lib = cmd->lib_cmd;
 
-	(void)dev;
 	if (lib->cdb[0] != 0x35)
 		return lib->cdb[0] == 0 ? TCMU_STS_OK : TCMU_STS_NOT_HANDLED;
 	switch (tcmu_cdb_get_lba(lib->cdb)) {
@@ -140,6 +147,9 @@ static int locks_cmd(struct tcmu_device *dev, struct tcmur_cmd *cmd)
 		return tcmu_sense_set_data(lib->sense_buf, 0x3, 0x0C02);
 	case 3:
 		return TCMU_STS_BUSY;
+	case 4:			/* and then another server has taken the lock */
+		tcmu_notify_lock_lost(dev);
+		break;
 	}
 	return TCMU_STS_OK;
 }
