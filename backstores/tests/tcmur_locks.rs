@@ -167,6 +167,27 @@ fn after_a_lost_connection_the_lock_is_taken_back_if_nobody_else_has_it() {
 }
 
 #[test]
+fn a_connection_that_is_lost_while_the_lock_is_taken_is_opened_again_after() {
+    init();
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    // Who is fenced has it opened again at once, and with that the connection.
+    for group in [14, 15] {
+        let before = counters();
+        let bdev = open(&format!(
+            "/dev/tcmur/locks/early?size=1M&lock=group-{group}"
+        ))
+        .unwrap();
+        assert_eq!(insist(&bdev, BioOp::Write, 0), Ok(()));
+        let after = counters();
+        assert_eq!(after.early_closes, before.early_closes, "{group}");
+        // Twice, and for the counters.
+        assert_eq!(after.opens, before.opens + 3, "{group}");
+        assert_eq!((after.owner, after.locks), (group, before.locks + 2));
+        close(bdev);
+    }
+}
+
+#[test]
 fn a_handler_is_not_closed_while_it_reports() {
     init();
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);

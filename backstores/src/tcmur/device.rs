@@ -218,23 +218,34 @@ impl Device {
             registry::closed(&dev);
             return Err(open_error(e));
         }
-        dev.life.lock().state = State::Open;
+        // Nobody else closes it, or opens it again, until it has its lock.
+        dev.life.lock().state = State::Recovering;
         dev.mem.set_lock_state(LockState::Unlocked);
-        if let Err(e) = dev.start_threads().and_then(|()| dev.check()) {
-            dev.close();
-            return Err(e);
+        dev.make_ready()?;
+        if dev.renewed() {
+            dev.recover();
         }
-        match dev.lock_at_open() {
-            Ok(true) => Ok(dev),
-            Ok(false) => {
-                dev.close();
-                Err(EBUSY)
+        Ok(dev)
+    }
+
+    /// For a device that the handler has just opened: all that it needs before it takes requests. After an error it is closed, or
+    /// will be.
+    fn make_ready(&self) -> Result {
+        let ready = self.start_threads().and_then(|()| self.check());
+        let locked = ready.map(|()| self.lock_at_open());
+        let e = match locked {
+            Ok(Ok(true)) => return Ok(()),
+            Ok(Ok(false)) => EBUSY,
+            Ok(Err(said)) => {
+                self.life.lock().state = State::Closing;
+                self.down();
+                return Err(open_error(said));
             }
-            Err(e) => {
-                dev.down();
-                Err(open_error(e))
-            }
-        }
+            Err(e) => e,
+        };
+        self.life.lock().state = State::Closing;
+        self.start_close();
+        Err(e)
     }
 
     /// What a handler has set must make sense.
@@ -557,6 +568,11 @@ impl Device {
                 _ => return,
             }
         }
+        self.start_close();
+    }
+
+    /// Has a thread close a device that is `Closing`.
+    fn start_close(&self) {
         let started = self.on_thread("tcmur-close", |dev| {
             if !dev.drain(CLOSE_LIMIT) {
                 dev.stick();
@@ -807,6 +823,7 @@ impl Device {
         let mut said = self.call_lock(Some(group));
         if is_fenced(said) {
             self.handler.close(&self.mem);
+            self.life.lock().lost_again = false;
             self.handler.open(&self.mem, true)?;
             said = self.call_lock(Some(group));
         }

@@ -22,13 +22,17 @@ enum {
 #define NOBODY 0xFFFF
 #define OTHERS 99
 #define REFUSED_GROUP 13
+/* The connection is lost while it takes the lock for the first time, and it gets it; and it is fenced. */
+#define LOST_GROUP 14
+#define FENCED_GROUP 15
 #define REPORT_MS 300
+#define LOCK_MS 200
 
 static struct counters {
 	uint64_t opens, closes, locks, unlocks, owner, reports, early_closes;
 } counters = { .owner = NOBODY };
-/* The device that reports just now. */
-static struct tcmu_device *volatile reporting;
+/* The device that reports just now, and that takes a lock. */
+static struct tcmu_device *volatile reporting, *volatile locking;
 static bool cache_lost;
 static char data[1 << 20];
 
@@ -43,7 +47,7 @@ static int locks_open(struct tcmu_device *dev, bool reopen)
 static void locks_close(struct tcmu_device *dev)
 {
 	counters.closes++;
-	counters.early_closes += reporting == dev;
+	counters.early_closes += reporting == dev || locking == dev;
 }
 
 static int locks_read(struct tcmu_device *dev, struct tcmur_cmd *cmd, struct iovec *iov, size_t iov_cnt, size_t len,
@@ -99,10 +103,21 @@ static int locks_flush(struct tcmu_device *dev, struct tcmur_cmd *cmd)
 
 static int locks_lock(struct tcmu_device *dev, uint16_t tag)
 {
-	(void)dev;
+	static uint16_t last;
+	bool first = tag != last;
+
 	if (tag == REFUSED_GROUP)
 		return TCMU_STS_HW_ERR;
 	counters.locks++;
+	last = tag;
+	if (first && (tag == LOST_GROUP || tag == FENCED_GROUP)) {
+		locking = dev;
+		tcmu_notify_conn_lost(dev);
+		usleep(LOCK_MS * 1000);
+		locking = NULL;
+		if (tag == FENCED_GROUP)
+			return TCMU_STS_FENCED;
+	}
 	counters.owner = tag;
 	return TCMU_STS_OK;
 }
