@@ -1,7 +1,7 @@
 //! The groups themselves, and changing them.
 
 use super::{AluaPort, DgView, PortView, TgState, TgView};
-use crate::core::Core;
+use crate::core::{Core, check_name};
 use crate::device::Device;
 use crate::pres::TransportId;
 use crate::sense;
@@ -18,6 +18,20 @@ use std::sync::{Arc, Weak};
 const LOCK_TRIES: u32 = 100;
 /// Pause between two tries, in milliseconds.
 const LOCK_RETRY_MS: u32 = 1;
+
+/// What the management tree has beside device groups, beside target groups, and beside a group's devices.
+const TAKEN: [&str; 1] = ["mgmt"];
+/// What it has beside a group's targets.
+const TAKEN_BY_TG: [&str; 4] = ["mgmt", "group_id", "preferred", "state"];
+
+/// Whether the management tree can show that name. Errors: `EINVAL` for what is no name, `EEXIST` for what it has there.
+fn check_shown(name: &str, taken: &[&str]) -> Result {
+    check_name(name).map_err(|e| e.errno())?;
+    if taken.contains(&name) {
+        return Err(code::EEXIST);
+    }
+    Ok(())
+}
 
 /// A target port of a group.
 #[doc(alias = "scst_tg_tgt")]
@@ -315,8 +329,8 @@ pub(crate) fn port_of(dev: &Device, tgt: &Tgt) -> AluaPort {
     view.map_or_else(AluaPort::default, |v| v.port(tgt.name()))
 }
 
-/// Changing device groups, as the management tree does. Errors are those of SCST: `EINVAL` for what does not exist, `EEXIST`
-/// for what does. Context: may sleep.
+/// Changing device groups, as the management tree does. Errors are those of SCST: `EINVAL` for what does not exist and for
+/// what is no name, `EEXIST` for what exists, be it something else in the management tree. Context: may sleep.
 impl Core {
     /// Changes a group, and has the management tree show it.
     fn dg<R>(&self, dg: &str, f: impl FnOnce(&mut DevGroup) -> Result<R>) -> Result<R> {
@@ -343,6 +357,7 @@ impl Core {
     /// Makes a device group.
     #[doc(alias = "scst_dg_add")]
     pub fn dg_add(&self, name: &str) -> Result {
+        check_shown(name, &TAKEN)?;
         let mut groups = self.alua.groups.lock();
         if groups.iter().any(|g| g.name == name) {
             return Err(code::EEXIST);
@@ -374,6 +389,7 @@ impl Core {
     /// Puts a device into a group; it may be in none yet.
     #[doc(alias = "scst_dg_dev_add")]
     pub fn dg_dev_add(&self, dg: &str, dev: &str) -> Result {
+        check_shown(dev, &TAKEN)?;
         let found = self.device(dev);
         let mut groups = self.alua.groups.lock();
         if groups
@@ -407,6 +423,7 @@ impl Core {
     /// Makes a target port group: active, without identifier.
     #[doc(alias = "scst_tg_add")]
     pub fn tg_add(&self, dg: &str, name: &str) -> Result {
+        check_shown(name, &TAKEN)?;
         self.dg(dg, |dg| {
             if dg.tgs.iter().any(|g| g.name == name) {
                 return Err(code::EEXIST);
@@ -440,6 +457,7 @@ impl Core {
     /// of a device group.
     #[doc(alias = "scst_tg_tgt_add")]
     pub fn tg_tgt_add(&self, dg: &str, tg: &str, name: &str) -> Result {
+        check_shown(name, &TAKEN_BY_TG)?;
         let tgts = self.tgt_list.lock().clone();
         let mut tgts = tgts.iter().filter_map(Weak::upgrade);
         let mut tgt = tgts.find(|t| t.name() == name);

@@ -19,6 +19,7 @@ use crate::session::{LunTable, Session};
 use crate::template::TgtTemplate;
 use crate::tgt::Tgt;
 use kshim::error::code;
+use kshim::kobject::NAME_MAX;
 use kshim::pr_info;
 use kshim::sync::rcu;
 use std::sync::atomic::Ordering;
@@ -100,9 +101,11 @@ pub(super) fn host_error(
     move |source| ConfigError::Host { what, source }
 }
 
-pub(super) fn check_name(name: &str) -> Result<(), ConfigError> {
+/// Whether the management tree and a configuration file can have the name.
+pub(crate) fn check_name(name: &str) -> Result<(), ConfigError> {
     let bad = |c: char| c == '/' || c.is_control() || c.is_whitespace();
-    if name.is_empty() || name.contains(bad) || name == "." || name == ".." {
+    let len_is_good = (1..=NAME_MAX).contains(&name.len());
+    if !len_is_good || name.contains(bad) || name == "." || name == ".." {
         return Err(ConfigError::InvalidName(name.to_owned()));
     }
     Ok(())

@@ -10,6 +10,7 @@ mod settings;
 mod suspend;
 mod trace;
 
+pub(crate) use config::check_name;
 pub use config::{ConfigError, LunParams};
 pub use luns::ReplaceUa;
 pub use settings::DEF_MAX_TASKLET_CMD;

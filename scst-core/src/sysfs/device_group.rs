@@ -6,6 +6,7 @@
 //! C source: `scst/src/scst_sysfs.c` from `scst_dg_dev_sysfs_add` to `scst_dg_sysfs_del`
 
 use super::ScstTree;
+use super::hooks::shown;
 use super::text::{self, Lexems};
 use crate::alua::{DevGroupInfo, TargetGroupInfo, TgState};
 use crate::core::Core;
@@ -170,8 +171,8 @@ impl ScstTree {
         ))
     }
 
-    /// Shows the device groups as they are. Context: may sleep, without the locks that the callbacks of the directories
-    /// take.
+    /// Shows the device groups as they are; what cannot be shown is logged and does not keep the rest from it. Context: may
+    /// sleep, without the locks that the callbacks of the directories take.
     pub(crate) fn sync_device_groups(&self) {
         let Some(core) = self.core() else { return };
         let groups = core.dev_groups();
@@ -180,9 +181,8 @@ impl ScstTree {
             groups.iter().any(|g| g.name == name)
         });
         for dg in &groups {
-            if let Err(e) = self.sync_device_group(&core, dg) {
-                kshim::pr_err!("Cannot show device group {}: {e}", dg.name);
-            }
+            let done = self.sync_device_group(&core, dg);
+            shown("device group", &dg.name, done);
         }
     }
 
@@ -207,22 +207,25 @@ impl ScstTree {
             ))?;
         }
         if let Some(devices) = dir.child("devices") {
-            self.sync_links(&devices, &dg.devs, |name| {
+            let done = self.sync_links(&devices, &dg.devs, |name| {
                 core.device(name).and_then(|d| d.kobj.get())
-            })?;
+            });
+            shown("the devices of", &dg.name, done);
         }
         let Some(tgs) = dir.child("target_groups") else {
             return Ok(());
         };
         prune(&tgs, |name| dg.tgs.iter().any(|t| t.name == name));
-        dg.tgs.iter().try_for_each(|tg| {
+        for tg in &dg.tgs {
             let tg_ref = TgRef {
                 core: Weak::clone(&weak),
                 dg: dg.name.clone(),
                 tg: tg.name.clone(),
             };
-            self.sync_target_group(&tgs, tg, &tg_ref)
-        })
+            let done = self.sync_target_group(&tgs, tg, &tg_ref);
+            shown("target group", &tg.name, done);
+        }
+        Ok(())
     }
 
     #[doc(alias = "scst_tg_sysfs_add")]
@@ -238,17 +241,19 @@ impl ScstTree {
         }
         let (local, remote): (Vec<_>, Vec<_>) = tg.tgts.iter().partition(|t| t.local);
         prune(&dir, |name| remote.iter().any(|t| t.name == name));
-        for t in remote {
-            let (tgt_dir, is_new) = ensure(&dir, &t.name)?;
-            if is_new {
-                tgt_dir.add_attr(tg_ref.rel_tgt_id(&t.name))?;
-            }
-        }
         let names: Vec<String> = local.iter().map(|t| t.name.clone()).collect();
         self.sync_links(&dir, &names, |name| {
             let t = local.iter().find(|t| t.name == name)?;
             self.targets().child(&t.driver)?.child(name)
-        })
+        })?;
+        for t in remote {
+            let done = ensure(&dir, &t.name).and_then(|(tgt_dir, is_new)| match is_new {
+                true => tgt_dir.add_attr(tg_ref.rel_tgt_id(&t.name)),
+                false => Ok(()),
+            });
+            shown("target", &t.name, done);
+        }
+        Ok(())
     }
 
     /// Makes the links of a directory those of `names`; what is gone has no target any more.
@@ -265,11 +270,11 @@ impl ScstTree {
             .map(|e| e.name)
             .collect();
         for gone in links.iter().filter(|l| !names.contains(l)) {
-            dir.remove_link(gone)?;
+            shown("the end of", gone, dir.remove_link(gone));
         }
         for name in names.iter().filter(|n| !links.contains(n)) {
             if let Some(target) = target(name) {
-                dir.add_link(name, &target)?;
+                shown("link", name, dir.add_link(name, &target));
             }
         }
         Ok(())
@@ -304,6 +309,42 @@ mod tests {
         );
         assert_eq!(write("", "add"), Err(code::EINVAL));
         assert_eq!(write("", "nonsense dg1"), Err(code::EINVAL));
+        tree.unpublish();
+        core.shutdown();
+    }
+
+    /// What would have no directory, or another's, is refused; what comes after it is shown.
+    #[test]
+    fn groups_have_names_that_can_be_shown() {
+        let core = Core::new(CoreParams::default()).expect("core");
+        let tree = ScstTree::publish(&core).expect("tree");
+        let view = Tree::new(tree.root());
+        core.dg_add("dg").expect("new");
+        core.tg_add("dg", "tg").expect("new");
+        let long = "x".repeat(256);
+        for bad in ["", ".", "..", "a/b", "a b", "a\nb", &long] {
+            assert_eq!(core.dg_add(bad), Err(code::EINVAL), "{bad}");
+            assert_eq!(core.tg_add("dg", bad), Err(code::EINVAL), "{bad}");
+            let port = core.tg_tgt_add("dg", "tg", bad);
+            assert_eq!(port, Err(code::EINVAL), "{bad}");
+        }
+        let there = |path: &str| view.list(path).expect("a directory").into_iter();
+        for e in there("device_groups").filter(|e| e.name != "dg") {
+            assert_eq!(core.dg_add(&e.name), Err(code::EEXIST), "{}", e.name);
+        }
+        for e in there("device_groups/dg/target_groups").filter(|e| e.name != "tg") {
+            let taken = core.tg_add("dg", &e.name);
+            assert_eq!(taken, Err(code::EEXIST), "{}", e.name);
+        }
+        let attrs: Vec<_> = there("device_groups/dg/target_groups/tg").collect();
+        assert_eq!(attrs.len(), 4);
+        for e in attrs {
+            let taken = core.tg_tgt_add("dg", "tg", &e.name);
+            assert_eq!(taken, Err(code::EEXIST), "{}", e.name);
+        }
+        core.tg_tgt_add("dg", "tg", &long[1..]).expect("a name");
+        let port = format!("device_groups/dg/target_groups/tg/{}", &long[1..]);
+        assert_eq!(there(&port).count(), 1);
         tree.unpublish();
         core.shutdown();
     }

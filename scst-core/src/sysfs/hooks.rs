@@ -15,7 +15,7 @@ use kshim::error::{Result, code};
 use std::sync::Arc;
 
 /// Logs what could not be shown.
-fn shown(what: &str, name: &str, r: Result) {
+pub(super) fn shown(what: &str, name: &str, r: Result) {
     if let Err(e) = r {
         kshim::pr_err!("Cannot show {what} {name} in the management tree: {e}");
     }
