@@ -535,6 +535,16 @@ impl File {
     }
 }
 
+impl Drop for File {
+    /// Gives a claim back at once: the kernel may hold the open file for a moment longer, where a ring has just
+    /// completed its I/O, and the next opening would find it claimed.
+    fn drop(&mut self) {
+        if self.flags.exclusive && self.kind == Kind::Regular {
+            sys::unlock(self.as_fd());
+        }
+    }
+}
+
 impl fmt::Debug for File {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("File")

@@ -220,6 +220,13 @@ pub(crate) unsafe fn pwritev2(
 }
 
 /// Size in bytes of a file or device.
+/// Gives up the claim of a regular file.
+pub(crate) fn unlock(fd: BorrowedFd<'_>) {
+    if let Err(e) = rustix::fs::flock(fd, FlockOperation::Unlock) {
+        crate::pr_debug!("unlocking a file that is closed: {e}");
+    }
+}
+
 pub(crate) fn size(fd: BorrowedFd<'_>, kind: Kind) -> Result<u64> {
     match kind {
         Kind::Regular => Ok(u64::try_from(rustix::fs::fstat(fd)?.st_size)?),
