@@ -335,6 +335,17 @@ mod with {
             BlockDevice::open("/dev/spdk/Base", RW).err(),
             Some(code::EBUSY)
         );
+        // Whoever writes needs it opened for that by the first one.
+        let reader = BlockDevice::open("/dev/spdk/M", BlkMode::READ).unwrap();
+        let second = BlockDevice::open("/dev/spdk/M", BlkMode::READ).unwrap();
+        assert_eq!(
+            BlockDevice::open("/dev/spdk/M", RW).err(),
+            Some(code::EBUSY)
+        );
+        drop(reader);
+        read(&second, 0, 512).unwrap();
+        drop(second);
+        drop(BlockDevice::open("/dev/spdk/M", RW).unwrap());
         removal(&reactor, &socket);
         resizing(&socket);
         assert!(rpc(&socket, "bdev_get_bdevs", "{}").contains("\"A\""));

@@ -46,6 +46,8 @@ pub(super) struct Dev {
     /// Its data must be in memory that devices can reach.
     pub(super) needs_dma: bool,
     pub(super) flush_blocks: bool,
+    /// It is open for writing.
+    pub(super) write: bool,
     /// `None` when it was closed, or removed.
     desc: SpinLock<Option<Arc<Desc>>>,
     pub(super) engine: Arc<Engine>,
@@ -57,7 +59,7 @@ impl Dev {
     /// Errors: `EOPNOTSUPP`: a kind of bdev that is no plain disk.
     pub(super) fn new(
         id: u64,
-        name: &str,
+        (name, write): (&str, bool),
         (raw, info): (RawDesc, Info),
         engine: &Arc<Engine>,
     ) -> Result<Arc<Dev>> {
@@ -85,6 +87,7 @@ impl Dev {
             name: name.to_owned(),
             needs_dma: engine.has_devices && !ANY_MEMORY.contains(&info.module.as_str()),
             flush_blocks: FLUSH_BLOCKS.contains(&info.module.as_str()),
+            write,
             info,
             desc: SpinLock::new(Some(Arc::new(desc))),
             engine: Arc::clone(engine),

@@ -1,8 +1,7 @@
 //! The disk behind `/dev/spdk/BDEV`.
 
-use kshim::block::{BlkMode, BlockOps, BlockProber, QueueLimits, SubmittedBio};
+use kshim::block::{BlkMode, BlockOps, BlockProber, Openers, QueueLimits, SubmittedBio};
 use kshim::prelude::*;
-use kshim::sync::{Mutex, SpinLock};
 
 use super::SPDK_PREFIX;
 use super::device::Dev;
@@ -22,28 +21,19 @@ impl BlockProber for Prober {
         }
         Ok(Arc::new(Disk {
             name: name.to_owned(),
-            gate: Mutex::new(()),
-            state: SpinLock::new(Opened::default()),
+            openers: Openers::new(),
         }))
     }
 }
 
-#[derive(Default)]
-struct Opened {
-    dev: Option<Arc<Dev>>,
-    openers: usize,
-}
-
 struct Disk {
     name: String,
-    /// One opens at a time.
-    gate: Mutex<()>,
-    state: SpinLock<Opened>,
+    openers: Openers<Arc<Dev>>,
 }
 
 impl Disk {
     fn dev(&self) -> Option<Arc<Dev>> {
-        self.state.lock().dev.clone()
+        self.openers.kept()
     }
 
     fn open_dev(&self, mode: BlkMode) -> Result<Arc<Dev>> {
@@ -88,28 +78,17 @@ impl BlockOps for Disk {
     }
 
     fn open(&self, mode: BlkMode) -> Result {
-        if mode.contains(BlkMode::PASSTHROUGH) {
-            return Err(EOPNOTSUPP);
+        self.openers.open(mode, || self.open_dev(mode))?;
+        // The first one may have opened it for reading only.
+        let fits = !mode.contains(BlkMode::WRITE) || self.dev().is_some_and(|d| d.write);
+        if !fits {
+            self.release(mode);
+            return Err(EBUSY);
         }
-        let _gate = self.gate.lock();
-        let dev = match self.dev() {
-            Some(dev) => dev,
-            None => self.open_dev(mode)?,
-        };
-        let mut st = self.state.lock();
-        st.openers += 1;
-        st.dev = Some(dev);
         Ok(())
     }
 
     fn release(&self, _mode: BlkMode) {
-        let last = {
-            let mut st = self.state.lock();
-            st.openers = st.openers.saturating_sub(1);
-            if st.openers == 0 { st.dev.take() } else { None }
-        };
-        if let Some(dev) = last {
-            dev.close();
-        }
+        self.openers.release(|dev| dev.close());
     }
 }

@@ -282,7 +282,7 @@ impl Engine {
         })?;
         self.descs.fetch_add(1, Ordering::Relaxed);
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let dev = Dev::new(id, name, opened, self)?;
+        let dev = Dev::new(id, (name, write), opened, self)?;
         let mut devs = self.devs.lock();
         devs.retain(|d| d.strong_count() > 0);
         devs.push(Arc::downgrade(&dev));

@@ -1,11 +1,10 @@
 //! The disk behind `/dev/tcmur/SUBTYPE/CFGSTRING`.
 
 use kshim::block::{
-    BlkMode, BlockOps, BlockProber, MAX_LOGICAL_BLOCK_SIZE, QueueLimits, SubmittedBio,
+    BlkMode, BlockOps, BlockProber, MAX_LOGICAL_BLOCK_SIZE, Openers, QueueLimits, SubmittedBio,
     SubmittedScsi,
 };
 use kshim::prelude::*;
-use kshim::sync::{Mutex, SpinLock};
 use std::sync::atomic::Ordering;
 
 use super::device::Device;
@@ -24,28 +23,19 @@ impl BlockProber for Prober {
     fn probe(&self, path: &str) -> Result<Arc<dyn BlockOps>> {
         Ok(Arc::new(Disk {
             spec: Spec::parse(path)?,
-            gate: Mutex::new(()),
-            state: SpinLock::new(Opened::default()),
+            openers: Openers::new(),
         }))
     }
 }
 
-#[derive(Default)]
-struct Opened {
-    dev: Option<Arc<Device>>,
-    openers: usize,
-}
-
 struct Disk {
     spec: Spec,
-    /// One opens at a time.
-    gate: Mutex<()>,
-    state: SpinLock<Opened>,
+    openers: Openers<Arc<Device>>,
 }
 
 impl Disk {
     fn dev(&self) -> Option<Arc<Device>> {
-        self.state.lock().dev.clone()
+        self.openers.kept()
     }
 
     /// Submits to the device, or fails.
@@ -144,38 +134,20 @@ impl BlockOps for Disk {
     }
 
     fn open(&self, mode: BlkMode) -> Result {
-        let _gate = self.gate.lock();
-        // Found and counted in one step, as the last of the others may close it at any time.
-        let there = {
-            let mut st = self.state.lock();
-            st.openers += usize::from(st.dev.is_some());
-            st.dev.clone()
-        };
-        if let Some(dev) = there {
-            let fits = suits(&dev, mode);
-            if fits.is_err() {
-                self.release(mode);
-            }
-            return fits;
+        self.openers.open_any(|| {
+            let dev = self.open_device()?;
+            suits(&dev, mode).inspect_err(|_| dev.close())?;
+            Ok(dev)
+        })?;
+        // The first one may have opened it for the other kind of commands.
+        let fits = self.dev().map_or(Err(ENODEV), |dev| suits(&dev, mode));
+        if fits.is_err() {
+            self.release(mode);
         }
-        let dev = self.open_device()?;
-        if let Err(e) = suits(&dev, mode) {
-            dev.close();
-            return Err(e);
-        }
-        let mut st = self.state.lock();
-        (st.dev, st.openers) = (Some(dev), 1);
-        Ok(())
+        fits
     }
 
     fn release(&self, _mode: BlkMode) {
-        let last = {
-            let mut st = self.state.lock();
-            st.openers = st.openers.saturating_sub(1);
-            if st.openers == 0 { st.dev.take() } else { None }
-        };
-        if let Some(dev) = last {
-            dev.close();
-        }
+        self.openers.release(|dev| dev.close());
     }
 }
