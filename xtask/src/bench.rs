@@ -257,23 +257,29 @@ fn primitives(options: &Options, bins: &Bins) -> Result<()> {
 fn table(options: &Options, bins: &Bins) -> Result<()> {
     let targets = Targets::start(options, bins)?;
     println!("== bench: {}", targets.names());
-    let mut results = Results::default();
     let works = options.works(&WORKS)?;
-    for work in &works {
-        for round in 0..options.rounds {
-            for target in targets.iter() {
-                let run = tried(options, bins, &targets, target, work)?;
-                println!("  {} round {round} {}: {run}", work.0, target.name);
-                results.add(work.0, &target.name, run);
-            }
-        }
-    }
+    let results = measure(options, bins, &targets, &works)?;
     let text = report::table(options, &works, &targets, &results)?;
     println!("{text}");
     if options.write {
         report::write("table", &text)?;
     }
     Ok(())
+}
+
+/// Runs all works on all targets, in rounds over the targets so that all meet the same machine.
+fn measure(o: &Options, bins: &Bins, targets: &Targets, works: &[&Work]) -> Result<Results> {
+    let mut results = Results::default();
+    for work in works {
+        for round in 0..o.rounds {
+            for target in targets.iter() {
+                let run = tried(o, bins, targets, target, work)?;
+                println!("  {} round {round} {}: {run}", work.0, target.name);
+                results.add(work.0, &target.name, run);
+            }
+        }
+    }
+    Ok(results)
 }
 
 /// A run, tried again while others disturb it.

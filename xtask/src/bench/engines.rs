@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use super::report::{self, Results};
 use super::targets::{Target, Targets};
-use super::{Bins, Options, Work, tried};
+use super::{Bins, Options, Work, measure};
 
 /// The engines, the one that the others are held against first.
 const ENGINES: [&str; 3] = ["threads", "aio", "uring"];
@@ -38,17 +38,10 @@ pub(super) fn run(o: &Options, bins: &Bins) -> Result<()> {
     out += "|---|---|---|---|---|---|---|---|---|---|\n";
     for (way, options) in WAYS {
         let targets = Targets::engines(o, bins, &ENGINES, options)?;
-        let mut results = Results::default();
+        println!("== bench: {way}: {}", targets.names());
+        let results = measure(o, bins, &targets, &works)?;
         for work in &works {
-            for round in 0..o.rounds {
-                for target in targets.iter() {
-                    let run = tried(o, bins, &targets, target, work)?;
-                    println!("  {way} {} round {round} {}: {run}", work.0, target.name);
-                    results.add(work.0, &target.name, run);
-                }
-            }
-            let row = row(o, way, work.0, &targets, &results)?;
-            out.push_str(&row);
+            out += &row(o, way, work.0, &targets, &results)?;
         }
     }
     println!("{out}");
