@@ -1,6 +1,6 @@
 //! The C boundary to SPDK: the only place of this driver with `unsafe`.
 //!
-//! - [`env`]: SPDK's environment, its subsystems, configuration and RPC server;
+//! - [`mod@env`]: SPDK's environment, its subsystems, configuration and RPC server;
 //! - [`thread`]: threads of SPDK's;
 //! - [`bdev`]: descriptors, channels and requests;
 //! - [`dma`]: memory that devices can reach.
