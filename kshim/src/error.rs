@@ -1,7 +1,7 @@
 //! Kernel errors.
 //!
 //! [`Error`] is an errno, as every call of the kernel returns it; [`code`] has the constants. Internal calls of the
-//! workspace speak errno; what an initiator sees (SCSI status and sense) and what an operator sees (messages) are
+//! workspace speak errno; what a user far away sees (a status on the wire) and what an operator sees (messages) are
 //! other types, made from errnos at the borders.
 //!
 //! ```

@@ -1,8 +1,8 @@
 //! Memory pools: allocation with a guaranteed reserve.
 //!
 //! A [`Mempool`] allocates from a [`KmemCache`] as long as that gives objects, then from a reserve of its own that was filled
-//! beforehand and is filled up again as objects come back. So whoever must make progress to free memory (task
-//! management, unit attentions, sense data) can, as long as no more than the reserve is needed at once; others wait.
+//! beforehand and is filled up again as objects come back. So whoever must make progress to free memory (handling
+//! of errors, completion of writes) can, as long as no more than the reserve is needed at once; others wait.
 //!
 //! C header: `include/linux/mempool.h`
 

@@ -69,6 +69,29 @@ const MAY_DEPEND: [(&str, &[&str]); 14] = [
     ("xtask", &[]),
 ];
 
+/// Places that know nothing of what is built on them, and the words of it that they may not use. Whole words, but for the
+/// first three, which no word may contain.
+const GENERAL: [&str; 2] = ["kshim/", "ports/"];
+const PARTS_OF_OURS: [&str; 3] = ["scst", "vdisk", "iscsi"];
+const OURS: [&str; 10] = [
+    "tgt",
+    "acg",
+    "sgv",
+    "lun",
+    "luns",
+    "nexus",
+    "initiator",
+    "initiators",
+    "backstore",
+    "tcmu",
+];
+/// Where one of them is right, and why.
+const OURS_ALLOWED: [(&str, &str, &str); 1] = [(
+    "ports/raid1/tests/model.rs",
+    "SCST_RAID1_CASES",
+    "variables that set the size of a test begin so in all crates",
+)];
+
 /// What to do with the unsafe ledger.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ledger {
@@ -91,6 +114,7 @@ pub(crate) fn check(ledger: Ledger) -> Result<()> {
     let mut counts = BTreeMap::new();
     for (path, text) in &files {
         machine_paths(path, text, &mut found);
+        words_of_ours(path, text, &mut found);
         if path.ends_with(".rs") {
             rust_file(path, text, &mut counts, &mut found);
         }
@@ -244,6 +268,29 @@ fn machine_paths(path: &str, text: &str, found: &mut Vec<String>) {
     }
 }
 
+/// kshim and the ports are for others, too: no word of what stands above them.
+fn words_of_ours(path: &str, text: &str, found: &mut Vec<String>) {
+    if !GENERAL.iter().any(|place| path.starts_with(place)) {
+        return;
+    }
+    let allowed = |line: &str| {
+        OURS_ALLOWED
+            .iter()
+            .any(|(file, what, _why)| path == *file && line.contains(what))
+    };
+    for (n, line) in text.lines().enumerate().filter(|(_, l)| !allowed(l)) {
+        let lower = line.to_lowercase();
+        let mut words = lower.split(|c: char| !c.is_alphanumeric());
+        let word = words.find(|w| OURS.contains(w) || PARTS_OF_OURS.iter().any(|p| w.contains(p)));
+        if let Some(word) = word {
+            found.push(format!(
+                "{path}:{}: {word:?} is no word for {GENERAL:?}",
+                n + 1
+            ));
+        }
+    }
+}
+
 fn unsafe_ledger(
     ledger: Ledger,
     counts: &BTreeMap<String, usize>,
@@ -338,6 +385,21 @@ mod tests {
         assert_eq!(hits.len(), 1, "{hits:?}");
         assert_eq!(hits[0].0, 3);
         assert!(macro_with_unsafe("macro_rules! m {\n () => { unsafe {} };\n}\n").is_empty());
+    }
+
+    #[test]
+    fn words_of_what_stands_above_are_found() {
+        let hits = |path: &str, text: &str| {
+            let mut found = Vec::new();
+            words_of_ours(path, text, &mut found);
+            found.len()
+        };
+        assert_eq!(hits("kshim/src/x.rs", "a SCST_X\nMyVdiskName\na LUN\n"), 3);
+        assert_eq!(hits("ports/x/README.md", "column, lunar, SCSI, target\n"), 0);
+        assert_eq!(hits("docs/ports.md", "a LUN of scst\n"), 0);
+        let allowed = "let n = var(\"SCST_RAID1_CASES\");\n";
+        assert_eq!(hits("ports/raid1/tests/model.rs", allowed), 0);
+        assert_eq!(hits("ports/nbd/tests/fake.rs", allowed), 1);
     }
 
     #[test]

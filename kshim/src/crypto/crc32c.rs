@@ -1,9 +1,9 @@
-//! CRC32C (Castagnoli), as the digests of iSCSI use it; by the CPU's instruction where it has one.
+//! CRC32C (Castagnoli), as file systems and network protocols use it; by the CPU's instruction where it has one.
 //!
 //! Unlike the kernel's function of the same name these take and return the finished value (start with 0, no
 //! inversion by the caller), so that a CRC can be continued piece by piece.
 //!
-//! C header: `include/linux/crc32c.h`; RFC 7143 13.1
+//! C header: `include/linux/crc32c.h`; RFC 3385
 
 /// The CRC32C of a buffer.
 ///

@@ -50,7 +50,7 @@ fn names_are_unique_and_plain() {
 fn links_lead_where_sysfs_would() {
     for (from, to, text) in [
         (
-            "targets/iscsi/t/luns/0",
+            "buses/net/t/ports/0",
             "devices/d",
             "../../../../../devices/d",
         ),
@@ -68,31 +68,31 @@ fn paths_lead_through_links() {
     let root = inline();
     let disk = root.add("devices").unwrap().add("disk").unwrap();
     disk.add_attr(Attr::ro("size", text("16\n"))).unwrap();
-    let lun = root.add("luns").unwrap().add("0").unwrap();
-    lun.add_link("device", &disk).unwrap();
+    let port = root.add("ports").unwrap().add("0").unwrap();
+    port.add_link("device", &disk).unwrap();
     let tree = Tree::new(&root);
     assert_eq!(
-        tree.readlink("luns/0/device").unwrap(),
+        tree.readlink("ports/0/device").unwrap(),
         "../../devices/disk"
     );
-    assert_eq!(tree.read("luns/0/device/size").unwrap(), b"16\n");
+    assert_eq!(tree.read("ports/0/device/size").unwrap(), b"16\n");
     assert_eq!(
-        tree.read("/luns//0/./device/../disk/size").unwrap(),
+        tree.read("/ports//0/./device/../disk/size").unwrap(),
         b"16\n"
     );
-    assert_eq!(tree.list("luns/0/device").unwrap().len(), 1);
-    assert_eq!(tree.stat("luns/0/device").unwrap().kind, EntryKind::Link);
+    assert_eq!(tree.list("ports/0/device").unwrap().len(), 1);
+    assert_eq!(tree.stat("ports/0/device").unwrap().kind, EntryKind::Link);
     assert_eq!(tree.stat("").unwrap().name, "");
-    assert_eq!(tree.readlink("luns/0"), Err(code::EINVAL));
-    assert_eq!(tree.read("luns/0"), Err(code::EISDIR));
-    assert_eq!(tree.read("luns/1"), Err(code::ENOENT));
+    assert_eq!(tree.readlink("ports/0"), Err(code::EINVAL));
+    assert_eq!(tree.read("ports/0"), Err(code::EISDIR));
+    assert_eq!(tree.read("ports/1"), Err(code::ENOENT));
     assert_eq!(tree.read("devices/disk/size/x"), Err(code::ENOTDIR));
     assert_eq!(tree.list("devices/disk/size"), Err(code::ENOTDIR));
     disk.del();
-    assert_eq!(tree.read("luns/0/device/size"), Err(code::ENOENT));
-    assert_eq!(lun.add_link("again", &disk), Err(code::ENOENT));
-    assert_eq!(lun.remove_link("device"), Ok(()));
-    assert_eq!(lun.remove_link("device"), Err(code::ENOENT));
+    assert_eq!(tree.read("ports/0/device/size"), Err(code::ENOENT));
+    assert_eq!(port.add_link("again", &disk), Err(code::ENOENT));
+    assert_eq!(port.remove_link("device"), Ok(()));
+    assert_eq!(port.remove_link("device"), Err(code::ENOENT));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Memory that a disk lends.
 //!
-//! The memory of a RAM disk is read and written by any number of commands at once, as a disk's medium is: an
-//! initiator that reads a block while another writes it gets old bytes, new bytes, or a mixture, and that is its own affair.
+//! The memory of a RAM disk is read and written by any number of commands at once, as a disk's medium is: a
+//! user that reads a block while another writes it gets old bytes, new bytes, or a mixture, and that is its own affair.
 //!
 //! # Soundness
 //!

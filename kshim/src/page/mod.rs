@@ -13,8 +13,8 @@
 //! # Old data
 //!
 //! [`PageBuf::alloc`] may return memory that still has bytes of an earlier use *by this process*, possibly another
-//! initiator's data. Who sends a buffer before having written every byte of it takes [`PageBuf::alloc_zeroed`], or leaks
-//! data between initiators.
+//! user's data. Who sends a buffer before having written every byte of it takes [`PageBuf::alloc_zeroed`], or leaks
+//! data between users.
 //!
 //! C header: `include/linux/gfp.h`, `include/linux/mm.h`
 

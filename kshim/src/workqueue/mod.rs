@@ -33,7 +33,7 @@
 //! assert!(purge.work.cancel_sync());
 //!
 //! // A queue of one's own, one item at a time:
-//! let queue = Queue::alloc_ordered("release_acg")?;
+//! let queue = Queue::alloc_ordered("release_group")?;
 //! queue.try_spawn(|| println!("runs on the queue"))?;
 //! queue.destroy();
 //! # Ok::<(), kshim::error::Error>(())
