@@ -395,7 +395,10 @@ mod tests {
             found.len()
         };
         assert_eq!(hits("kshim/src/x.rs", "a SCST_X\nMyVdiskName\na LUN\n"), 3);
-        assert_eq!(hits("ports/x/README.md", "column, lunar, SCSI, target\n"), 0);
+        assert_eq!(
+            hits("ports/x/README.md", "column, lunar, SCSI, target\n"),
+            0
+        );
         assert_eq!(hits("docs/ports.md", "a LUN of scst\n"), 0);
         let allowed = "let n = var(\"SCST_RAID1_CASES\");\n";
         assert_eq!(hits("ports/raid1/tests/model.rs", allowed), 0);

@@ -17,8 +17,10 @@ const CONNECT_TIMEOUT: Delta = Delta::from_secs(5);
 const HANDSHAKE_TIMEOUT: Delta = Delta::from_secs(10);
 /// Pause before the first and before a late attempt to connect again.
 const BACKOFF: (Delta, Delta) = (Delta::from_millis(50), Delta::from_secs(2));
-/// How often requests are looked at for their deadlines.
-const TICK: Delta = Delta::from_millis(250);
+/// How long a server may take to look at an export once more.
+const LOOK_TIMEOUT: Delta = Delta::from_secs(3);
+/// How long a farewell may take.
+const BYE_TIMEOUT: Delta = Delta::from_millis(250);
 /// When the host asks a silent server whether it is there.
 const KEEPALIVE: Keepalive = Keepalive {
     idle_secs: 10,
@@ -27,26 +29,46 @@ const KEEPALIVE: Keepalive = Keepalive {
 };
 
 impl Shared {
-    /// Connects and shakes hands.
+    /// Connects and shakes hands, with the first address of the server at which both are possible.
     ///
-    /// Context: may sleep. Errors: those of the sockets and of [`negotiate`].
+    /// Context: may sleep. Errors: those of the sockets and of [`negotiate`]; the latter rather, where there are several.
     pub(crate) fn connect(&self) -> Result<(Socket, Export)> {
-        let mut last = ENOENT;
+        self.connect_within(HANDSHAKE_TIMEOUT)
+    }
+
+    fn connect_within(&self, handshake: Delta) -> Result<(Socket, Export)> {
+        let (mut unreachable, mut refused) = (ENOENT, None);
         for addr in resolve(&self.spec.host, self.spec.port)? {
             let sock = match Socket::connect_timeout(addr, CONNECT_TIMEOUT) {
                 Ok(sock) => sock,
                 Err(e) => {
-                    last = e;
+                    unreachable = e;
                     continue;
                 }
             };
             sock.set_nodelay(true)?;
             sock.set_keepalive(Some(KEEPALIVE))?;
-            let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
-            let export = negotiate(&sock, &self.spec.export, deadline)?;
-            return Ok((sock, export));
+            let deadline = Instant::now() + handshake;
+            match negotiate(&sock, &self.spec.export, deadline) {
+                Ok(export) => return Ok((sock, export)),
+                Err(e) => refused = Some(e),
+            }
         }
-        Err(last)
+        Err(refused.unwrap_or(unreachable))
+    }
+
+    /// Asks the server for the export's size, by a connection of its own. Returns the size from now on.
+    ///
+    /// Context: may sleep. Errors: as [`Shared::connect`]; `EIO`: the export is not what it was.
+    pub(crate) fn look(&self) -> Result<u64> {
+        let (sock, found) = self.connect_within(LOOK_TIMEOUT)?;
+        // What it does with it does not matter.
+        let _ = bye(&sock);
+        if !self.accept(&found) {
+            pr_err!("nbd {}: the export is not what it was", self.spec.server());
+            return Err(EIO);
+        }
+        Ok(self.state.lock().export.map_or(0, |e| e.size))
     }
 
     /// Whether an export is still the one that was opened.
@@ -68,6 +90,8 @@ impl Shared {
                 new.size
             );
             old.size = new.size - new.size % u64::from(old.min_block);
+            // Connections that do not know are made anew.
+            self.changed.notify_all();
         }
         same
     }
@@ -80,8 +104,10 @@ impl Shared {
         loop {
             match next.take().unwrap_or_else(|| self.connect()) {
                 Ok((sock, export)) if self.accept(&export) => {
-                    backoff = BACKOFF.0;
-                    self.serve(index, sock, export.structured);
+                    // One that accepts and answers nothing is not asked twenty times a second.
+                    if self.serve(index, sock, &export) {
+                        backoff = BACKOFF.0;
+                    }
                 }
                 Ok(_) => pr_err_ratelimited!(
                     "nbd {}: the export is not what it was, not used",
@@ -101,16 +127,17 @@ impl Shared {
         }
     }
 
-    /// Sends and receives until the connection ends.
-    fn serve(self: &Arc<Self>, index: usize, sock: Socket, structured: bool) {
+    /// Sends and receives until the connection ends. Returns whether the server has answered anything.
+    fn serve(self: &Arc<Self>, index: usize, sock: Socket, export: &Export) -> bool {
         let sock = Arc::new(sock);
         {
             let mut st = self.state.lock();
             let Some(conn) = st.conns.get_mut(index) else {
-                return;
+                return false;
             };
             *conn = Conn {
                 up: true,
+                size: export.size,
                 ..Conn::default()
             };
             st.down_since = None;
@@ -127,16 +154,18 @@ impl Shared {
             hang_up(&theirs);
         });
         let why = match &sender {
-            Ok(_) => self.receive_loop(index, &sock, structured),
+            Ok(_) => self.receive_loop(index, &sock, export.structured),
             Err(e) => *e,
         };
         {
             let mut st = self.state.lock();
+            let mut renewed = false;
             if let Some(conn) = st.conns.get_mut(index) {
                 conn.up = false;
+                renewed = conn.renewed;
             }
-            if !st.is_drained() {
-                pr_warn!("nbd {}: connection lost: {why}", self.spec.server());
+            if !st.is_drained() && !renewed {
+                pr_warn_ratelimited!("nbd {}: connection lost: {why}", self.spec.server());
             }
             self.changed.notify_all();
         }
@@ -144,7 +173,7 @@ impl Shared {
         if let Ok(sender) = sender {
             sender.join();
         }
-        self.connection_lost(index, why);
+        self.connection_lost(index, why)
     }
 
     /// Takes a request out of the queue and gives it a number. `None`: the connection has to end.
@@ -160,7 +189,16 @@ impl Shared {
             if drained {
                 return None;
             }
-            if let Some(mut part) = room.then(|| st.queue.pop_front()).flatten() {
+            let taken = if self.is_outgrown(&mut st, index) {
+                if self.may_be_renewed(&mut st, index)? {
+                    return None;
+                }
+                let at = st.queue.iter().position(|p| p.cmd == Cmd::Flush);
+                at.filter(|_| room).and_then(|at| st.queue.remove(at))
+            } else {
+                room.then(|| st.queue.pop_front()).flatten()
+            };
+            if let Some(mut part) = taken {
                 part.deadline = Instant::now() + self.spec.timeout;
                 let out = Outgoing {
                     job: Arc::clone(&part.job),
@@ -187,9 +225,12 @@ impl Shared {
         while let Some(out) = self.next(index) {
             out.send(sock)?;
         }
-        if self.state.lock().is_drained() {
-            let bye = proto::request(Cmd::Disc, 0, 0, 0, 0);
-            send_all(sock, &bye, Instant::now() + TICK)?;
+        let ends = {
+            let st = self.state.lock();
+            st.is_drained() || st.conns.get(index).is_some_and(|c| c.renewed)
+        };
+        if ends {
+            bye(sock)?;
         }
         Ok(())
     }
@@ -203,18 +244,20 @@ impl Shared {
             structured,
             reader: Reader::new(sock),
         };
-        let mut check = Instant::now() + TICK;
+        // No deadline is before this: what is sent later has a later one.
+        let mut check = Instant::now() + self.spec.timeout;
         loop {
             let now = Instant::now();
             if now >= check {
-                if self.is_late(index, now) {
-                    return ETIMEDOUT;
-                }
-                check = now + TICK;
+                check = match self.first_deadline(index) {
+                    Some(due) if due <= now => return ETIMEDOUT,
+                    Some(due) => due,
+                    None => now + self.spec.timeout,
+                };
             }
             match rx.reader.peek(4, check).and_then(proto::header_len) {
                 Ok(len) => {
-                    if let Err(e) = rx.reply(len, now + self.spec.timeout) {
+                    if let Err(e) = rx.reply(len, Instant::now() + self.spec.timeout) {
                         return e;
                     }
                 }
@@ -224,13 +267,19 @@ impl Shared {
         }
     }
 
-    /// Whether the server owes an answer for too long.
+    /// When the server has to have answered the first of the requests that it has.
     #[doc(alias = "nbd_xmit_timeout")]
-    fn is_late(&self, index: usize, now: Instant) -> bool {
+    fn first_deadline(&self, index: usize) -> Option<Instant> {
         let st = self.state.lock();
-        let late = |c: &Conn| c.inflight.iter().any(|(_, part)| part.deadline <= now);
-        st.conns.get(index).is_some_and(late)
+        let inflight = &st.conns.get(index)?.inflight;
+        inflight.iter().map(|(_, part)| part.deadline).min()
     }
+}
+
+/// Tells the server that no more comes.
+fn bye(sock: &Socket) -> Result {
+    let bye = proto::request(Cmd::Disc, 0, 0, 0, 0);
+    send_all(sock, &bye, Instant::now() + BYE_TIMEOUT)
 }
 
 /// A request on its way out.
@@ -249,14 +298,15 @@ impl Outgoing {
         let mut sent = 0;
         while sent < whole {
             let result = {
-                let bio = self.job.bio.lock();
-                let bio = bio.as_ref().ok_or(EPROTO)?;
-                let parts = [
-                    IoPart::Bytes(&self.header),
-                    IoPart::Sg(&bio.sg, self.at, self.data),
-                ];
-                let n = if self.data == 0 { 1 } else { 2 };
-                sock.send_iter(&mut parts.into_iter().take(n), sent, false)
+                let header = IoPart::Bytes(&self.header);
+                if self.data == 0 {
+                    sock.send_iter(&mut std::iter::once(header), sent, false)
+                } else {
+                    let bio = self.job.bio.lock();
+                    let sg = &bio.as_ref().ok_or(EPROTO)?.sg;
+                    let parts = [header, IoPart::Sg(sg, self.at, self.data)];
+                    sock.send_iter(&mut parts.into_iter(), sent, false)
+                }
             };
             match result {
                 Ok(n) => sent += n,
@@ -319,6 +369,8 @@ impl Receiver<'_> {
         let conn = st.conns.get_mut(self.index).ok_or(EPROTO)?;
         let was_full = conn.inflight.is_full();
         let part = conn.inflight.remove(cookie).ok_or(EPROTO)?;
+        conn.answered = true;
+        st.fruitless_since = None;
         self.shared.part_done(&mut st, &part, status, &mut ended);
         if was_full {
             self.shared.changed.notify_all();

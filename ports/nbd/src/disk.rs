@@ -149,7 +149,9 @@ impl Nbd {
                 let up = st.conns.iter().filter(|c| c.up).count();
                 format!("{up} of {}", st.conns.len())
             }),
-            ("connections_lost", |_, st| st.epoch.to_string()),
+            ("connections_lost", |_, st| {
+                st.epoch.saturating_sub(st.renewals).to_string()
+            }),
             ("requeued", |_, st| st.requeued.to_string()),
             ("pending", |_, st| st.jobs.to_string()),
             ("lost_writes", |_, st| u8::from(st.lost).to_string()),
@@ -204,6 +206,12 @@ impl BlockOps for Nbd {
 
     fn capacity_bytes(&self) -> u64 {
         self.shared.state.lock().export.map_or(0, |e| e.size)
+    }
+
+    /// By a connection of its own: the protocol has no other way. A server that takes no further one says nothing.
+    #[doc(alias = "nbd_set_size")]
+    fn revalidate(&self) -> Result<u64> {
+        self.shared.look()
     }
 
     #[doc(alias = "nbd_open")]

@@ -6,6 +6,8 @@ use kshim::net::Socket;
 use kshim::prelude::*;
 use kshim::time::Instant;
 
+/// What an oldstyle server has in the place of [`proto::OPT_MAGIC`].
+const OLDSTYLE_MAGIC: u64 = 0x0000_4202_8186_1253;
 /// Answers that one option may have.
 const MAX_REPLIES: usize = 64;
 /// Longest answer.
@@ -69,11 +71,16 @@ pub(crate) fn negotiate(sock: &Socket, name: &str, deadline: Instant) -> Result<
     };
     let greeting = h.rx.take::<18>(deadline)?;
     let mut f = Fields(&greeting);
-    if f.u64()? != proto::INIT_MAGIC || f.u64()? != proto::OPT_MAGIC {
-        return Err(EPROTO);
-    }
+    let magic = (f.u64()?, f.u64()?);
     let offered = f.u16()?;
-    if offered & proto::FLAG_FIXED_NEWSTYLE == 0 {
+    let not = match magic {
+        (proto::INIT_MAGIC, proto::OPT_MAGIC) if offered & proto::FLAG_FIXED_NEWSTYLE != 0 => None,
+        (proto::INIT_MAGIC, proto::OPT_MAGIC) => Some("it is newstyle, but not fixed newstyle"),
+        (proto::INIT_MAGIC, OLDSTYLE_MAGIC) => Some("its handshake is oldstyle"),
+        _ => Some("it is no NBD server"),
+    };
+    if let Some(not) = not {
+        pr_warn_ratelimited!("nbd: the server cannot be used: {not}");
         return Err(EPROTO);
     }
     let flags = offered & (proto::FLAG_FIXED_NEWSTYLE | proto::FLAG_NO_ZEROES);

@@ -30,6 +30,8 @@ pub(crate) struct Job {
     pub(crate) pos: u64,
     pub(crate) len: u64,
     pub(crate) sg_at: usize,
+    /// A flush that nobody has asked for: there is no bio.
+    pub(crate) own: bool,
     /// The bio, until it is completed. Locked for single calls that do not wait.
     pub(crate) bio: Mutex<Option<SubmittedBio>>,
     pub(crate) progress: SpinLock<Progress>,
@@ -50,6 +52,19 @@ pub(crate) struct Progress {
     pub(crate) mark: u64,
 }
 
+impl Progress {
+    fn new() -> Progress {
+        Progress {
+            stage: Stage::Work,
+            left: 0,
+            status: Ok(()),
+            epoch: None,
+            repeats: 0,
+            mark: 0,
+        }
+    }
+}
+
 impl Job {
     pub(crate) fn new(bio: SubmittedBio) -> Arc<Job> {
         Arc::new(Job {
@@ -59,15 +74,22 @@ impl Job {
             // No host has more memory than that.
             len: u64::try_from(bio.len).unwrap_or(u64::MAX),
             sg_at: bio.sg_at,
+            own: false,
             bio: Mutex::new(Some(bio)),
-            progress: SpinLock::new(Progress {
-                stage: Stage::Work,
-                left: 0,
-                status: Ok(()),
-                epoch: None,
-                repeats: 0,
-                mark: 0,
-            }),
+            progress: SpinLock::new(Progress::new()),
+        })
+    }
+
+    pub(crate) fn own_flush() -> Arc<Job> {
+        Arc::new(Job {
+            op: BioOp::Flush,
+            flags: ReqFlags::empty(),
+            pos: 0,
+            len: 0,
+            sg_at: 0,
+            own: true,
+            bio: Mutex::new(None),
+            progress: SpinLock::new(Progress::new()),
         })
     }
 

@@ -16,14 +16,17 @@
 //! yet made durable may have gone with it. The driver cannot know; when there were such writes, the next flush fails
 //! with `EIO`, once, so that whoever relies on flushes learns of it. With `cache=writethrough` there are none.
 //!
-//! The export must still be what it was: as large, with the same abilities.
+//! The export must still be what it was: as large, with the same abilities. A server that accepts connections and answers
+//! nothing counts as one that is away. When it is seen to be larger, at a reconnection or by
+//! [`BlockDevice::revalidate`](kshim::block::BlockDevice::revalidate), connections that know the old size are made anew, after a flush.
 //!
 //! # What is believed
 //!
 //! Nothing: each number from the server is checked, each length bounded. What does not fit the protocol ends the
 //! connection.
 //!
-//! C source: `drivers/block/nbd.c`, where the handshake is `nbd-client`'s. Not ported: ioctls and netlink, TLS, Unix sockets.
+//! C source: `drivers/block/nbd.c`, where the handshake is `nbd-client`'s. Not ported: ioctls and netlink, TLS (a server
+//! that insists on it is refused with `EOPNOTSUPP`), Unix sockets, the oldstyle handshake (`EPROTO`).
 #![forbid(unsafe_code)]
 
 mod conn;

@@ -43,6 +43,8 @@ pub(crate) struct State {
     pub(crate) threads: usize,
     /// Since when there is no connection.
     pub(crate) down_since: Option<Instant>,
+    /// Since when connections were lost that had requests and answered none: such a server is as good as none.
+    pub(crate) fruitless_since: Option<Instant>,
     /// There was none for so long that bios fail until there is one again.
     pub(crate) given_up: bool,
     /// Writes that ended and were not durable by themselves.
@@ -51,8 +53,12 @@ pub(crate) struct State {
     pub(crate) flushed: u64,
     /// Writes may have gone with a server, and nobody was told.
     pub(crate) lost: bool,
-    /// Connections that were lost.
+    /// Connections that have ended.
     pub(crate) epoch: u64,
+    /// So many of them were made anew, as they did not know of the size that the export has grown to.
+    pub(crate) renewals: u64,
+    /// A flush of our own is under way.
+    pub(crate) own_flush: bool,
     /// Requests that were sent again.
     pub(crate) requeued: u64,
 }
@@ -60,6 +66,14 @@ pub(crate) struct State {
 /// A connection's part.
 pub(crate) struct Conn {
     pub(crate) up: bool,
+    /// The server has answered a request.
+    pub(crate) answered: bool,
+    /// The size of the export that the server has told on it, and goes by.
+    pub(crate) size: u64,
+    /// It takes flushes only, and ends when so many writes are flushed.
+    pub(crate) leaves_at: Option<u64>,
+    /// It ends to be made anew.
+    pub(crate) renewed: bool,
     pub(crate) inflight: Idr<Part>,
 }
 
@@ -67,6 +81,10 @@ impl Default for Conn {
     fn default() -> Conn {
         Conn {
             up: false,
+            answered: false,
+            size: 0,
+            leaves_at: None,
+            renewed: false,
             inflight: Idr::new(MAX_INFLIGHT),
         }
     }
@@ -207,7 +225,15 @@ impl Shared {
         };
         // The server that had some of the data is not the one that is there now.
         let torn = epoch != Some(st.epoch);
-        let mut end = |st: &mut State, status| {
+        let mut end = |st: &mut State, status: Result| {
+            if job.own {
+                st.own_flush = false;
+                if status.is_err() {
+                    // Nobody else was told.
+                    self.writes_lost(st);
+                }
+                self.changed.notify_all();
+            }
             st.jobs = st.jobs.saturating_sub(1);
             ended.push((Arc::clone(job), status));
             if st.is_drained() {
@@ -220,6 +246,10 @@ impl Shared {
         let durable = self.wants_fua(job);
         match (stage, job.op) {
             (Stage::PreFlush, _) => self.start(st, job, Stage::Work),
+            (Stage::Work, BioOp::Flush) if job.own => {
+                st.flushed = st.flushed.max(mark);
+                end(st, Ok(()));
+            }
             (Stage::Work, BioOp::Flush) => {
                 st.flushed = st.flushed.max(mark);
                 let lost = std::mem::take(&mut st.lost);
@@ -252,6 +282,31 @@ impl Shared {
         }
     }
 
+    /// Whether the export is larger than this connection knows. It is made anew then, and there is a flush before it ends.
+    pub(crate) fn is_outgrown(&self, st: &mut State, index: usize) -> bool {
+        let size = st.export.map_or(0, |e| e.size);
+        let writes = st.writes;
+        let Some(conn) = st.conns.get_mut(index).filter(|c| c.size < size) else {
+            return false;
+        };
+        let at = *conn.leaves_at.get_or_insert(writes);
+        if st.flushed < at && !st.own_flush {
+            st.own_flush = true;
+            st.jobs += 1;
+            self.start(st, &Job::own_flush(), Stage::Work);
+        }
+        true
+    }
+
+    /// Whether such a connection can end now: nothing is lost with it. `None`: there is no such connection.
+    pub(crate) fn may_be_renewed(&self, st: &mut State, index: usize) -> Option<bool> {
+        let (flushed, own_flush) = (st.flushed, st.own_flush);
+        let conn = st.conns.get_mut(index)?;
+        let at = conn.leaves_at.unwrap_or(0);
+        conn.renewed = conn.inflight.is_empty() && !own_flush && flushed >= at;
+        Some(conn.renewed)
+    }
+
     /// Has the next flush fail, which covers all writes up to now.
     fn writes_lost(&self, st: &mut State) {
         pr_warn!(
@@ -262,21 +317,27 @@ impl Shared {
         st.flushed = st.writes;
     }
 
-    /// A connection is lost: what it had at the server goes back to the queue. Returns whether somebody was in it.
-    pub(crate) fn connection_lost(&self, index: usize, why: Error) {
+    /// A connection is lost: what it had at the server goes back to the queue. Returns whether anything was answered on it.
+    pub(crate) fn connection_lost(&self, index: usize, why: Error) -> bool {
         let mut ended = Ended::new();
         let mut st = self.state.lock();
         let now = Instant::now();
         let Some(conn) = st.conns.get_mut(index) else {
-            return;
+            return false;
         };
         conn.up = false;
+        let (answered, renewed) = (conn.answered || conn.renewed, conn.renewed);
         let back: Vec<Part> = conn.inflight.drain().map(|(_, part)| part).collect();
         st.epoch += 1;
-        if st.writes > st.flushed {
+        st.renewals += u64::from(renewed);
+        if st.writes > st.flushed && !renewed {
             self.writes_lost(&mut st);
         }
         st.requeued += back.len() as u64;
+        // Silence has a bound of its own.
+        if !answered && !back.is_empty() && why != ETIMEDOUT {
+            st.fruitless_since.get_or_insert(now);
+        }
         for mut part in back.into_iter().rev() {
             part.answer = Answer::default();
             part.timeouts += u32::from(why == ETIMEDOUT && part.deadline <= now);
@@ -287,11 +348,12 @@ impl Shared {
             }
         }
         if !st.conns.iter().any(|c| c.up) {
-            st.down_since = Some(now);
+            st.down_since = Some(st.fruitless_since.unwrap_or(now));
         }
         self.changed.notify_all();
         drop(st);
         tell(ended);
+        answered
     }
 
     /// Fails all that waits when there was no connection for too long.

@@ -63,6 +63,8 @@ struct Disk {
 
 struct Fake {
     port: u16,
+    /// What it tells; not all of it need be there.
+    size: AtomicU64,
     disk: Mutex<Disk>,
     how: Mutex<Behaviour>,
     requests: AtomicU64,
@@ -75,6 +77,7 @@ impl Fake {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let fake = Arc::new(Fake {
             port: listener.local_addr().unwrap().port(),
+            size: AtomicU64::new(SIZE as u64),
             disk: Mutex::new(Disk {
                 now: vec![0; SIZE],
                 durable: vec![0; SIZE],
@@ -95,10 +98,10 @@ impl Fake {
                     // The client must not learn of the end before the writes are forgotten: what it sends on its next
                     // connection is not to be.
                     let open = sock.try_clone();
-                    // However it ends, it ends.
-                    let _ = own.serve(sock);
+                    // However it ends, it ends. One that only looked does no harm.
+                    let looked = own.serve(sock).is_ok_and(|looked| looked);
                     let mut disk = own.disk.lock().unwrap();
-                    if own.how.lock().unwrap().volatile {
+                    if own.how.lock().unwrap().volatile && !looked {
                         disk.now = disk.durable.clone();
                     }
                     drop(open);
@@ -117,7 +120,8 @@ impl Fake {
         x >> 8
     }
 
-    fn serve(&self, mut s: TcpStream) -> std::io::Result<()> {
+    /// Returns whether the client has left without a request.
+    fn serve(&self, mut s: TcpStream) -> std::io::Result<bool> {
         let how = self.how.lock().unwrap().clone();
         s.set_nodelay(true)?;
         s.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
@@ -138,7 +142,8 @@ impl Fake {
                 b.extend(data);
                 b
             };
-            let mut export = (SIZE as u64).to_be_bytes().to_vec();
+            let size = self.size.load(Ordering::SeqCst);
+            let mut export = size.to_be_bytes().to_vec();
             export.extend(how.flags.to_be_bytes());
             match option {
                 8 if how.structured => {
@@ -162,7 +167,7 @@ impl Fake {
                 }
                 1 => {
                     if data != b"disk" {
-                        return Ok(());
+                        return Ok(false);
                     }
                     s.write_all(&export)?;
                     break;
@@ -178,7 +183,8 @@ impl Fake {
         s: &mut TcpStream,
         how: &Behaviour,
         structured: bool,
-    ) -> std::io::Result<()> {
+    ) -> std::io::Result<bool> {
+        let mut looked = true;
         loop {
             let mut head = [0; 28];
             s.read_exact(&mut head)?;
@@ -190,8 +196,9 @@ impl Fake {
             let mut data = vec![0; if cmd == 1 { len } else { 0 }];
             s.read_exact(&mut data)?;
             if cmd == 2 {
-                return Ok(());
+                return Ok(looked);
             }
+            looked = false;
             let n = self.requests.fetch_add(1, Ordering::SeqCst) + 1;
             if how.silent_every != 0 && n.is_multiple_of(how.silent_every) {
                 continue;
@@ -208,7 +215,7 @@ impl Fake {
                 disk.durable[offset..offset + len].copy_from_slice(&now);
             }
             if how.drop_every != 0 && n.is_multiple_of(how.drop_every) {
-                return Ok(());
+                return Ok(false);
             }
             let read = if cmd == 0 {
                 disk.now[offset..offset + len].to_vec()
@@ -566,6 +573,65 @@ fn a_silent_server_is_given_up_and_a_missing_one_waited_for() {
         assert!(Instant::now() < end, "it must connect again");
         thread::sleep(std::time::Duration::from_millis(20));
     }
+}
+
+#[test]
+fn a_server_that_connects_and_answers_nothing_is_as_good_as_none() {
+    let fake = Fake::start(Behaviour {
+        drop_every: 1,
+        flags: FLAGS | MULTI,
+        ..Behaviour::default()
+    });
+    let disk = open(&fake, "connections=2&reconnect=1").unwrap();
+    let read = || run(&disk, BioOp::Read, 0, BLOCK, ReqFlags::empty(), 0);
+    let start = Instant::now();
+    assert_eq!(read(), Err(code::ETIMEDOUT));
+    assert!(start.elapsed() >= Delta::from_secs(1));
+    // It was not asked without a pause, and it is used again when it answers.
+    let asked = fake.requests.load(Ordering::SeqCst);
+    assert!(asked < 40, "{asked}");
+    fake.how.lock().unwrap().drop_every = 0;
+    let end = Instant::now() + Delta::from_secs(30);
+    while read().is_err() {
+        assert!(Instant::now() < end, "it must be used again");
+        thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn connections_are_made_anew_when_the_export_grows_and_no_write_is_lost() {
+    let fake = Fake::start(Behaviour {
+        flags: (FLAGS & !8) | MULTI,
+        volatile: true,
+        ..Behaviour::default()
+    });
+    // Before it is as large as that, only half of it can be used.
+    fake.size.store(SIZE as u64 / 2, Ordering::SeqCst);
+    let disk = open(&fake, "connections=3").unwrap();
+    let none = ReqFlags::empty();
+    for n in 0..64 {
+        run(&disk, BioOp::Write, n * BLOCK, BLOCK, none, n as u8 + 1).unwrap();
+    }
+    assert_eq!(
+        run(&disk, BioOp::Read, SIZE / 2, BLOCK, none, 0),
+        Err(code::EIO)
+    );
+    fake.size.store(SIZE as u64, Ordering::SeqCst);
+    assert_eq!(disk.revalidate(), Ok(SIZE as u64));
+    // This server forgets what was not flushed when a connection ends: it was flushed.
+    for n in 0..128 {
+        let want = if n < 64 { n as u8 + 1 } else { 0 };
+        let got = run(&disk, BioOp::Read, n * BLOCK, BLOCK, none, 0);
+        assert_eq!(got, Ok(vec![want; BLOCK]), "block {n}");
+    }
+    assert_eq!(run(&disk, BioOp::Flush, 0, 0, none, 0), Ok(vec![]));
+    assert_eq!(attr(&fake, "connections_lost"), "0\n");
+    // Smaller than it was: not used.
+    fake.size.store(SIZE as u64 / 4, Ordering::SeqCst);
+    assert_eq!(disk.revalidate(), Err(code::EIO));
+    assert_eq!(disk.capacity_bytes(), SIZE as u64);
+    drop(disk);
+    assert_eq!(dropped_bios(), 0);
 }
 
 #[test]
