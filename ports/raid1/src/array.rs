@@ -1,14 +1,17 @@
 //! A mirror: its state, and the way of bios through it.
 
+use crate::changed::Changed;
 use crate::leg::Candidate;
 use crate::meta::{LegState, MAX_LEGS, Super};
+use crate::order::{Order, Place};
 use crate::spec::Spec;
 use kshim::block::{Bio, BioOp, BlockDevice, QueueLimits, ReqFlags, SECTOR_SIZE, SubmittedBio};
 use kshim::kthread;
 use kshim::prelude::*;
 use kshim::scatterlist::{SGTable, SharedTable};
-use kshim::sync::{Completion, CondVar, SpinLock};
+use kshim::sync::{Completion, SpinLock};
 use kshim::time::Instant;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Weak;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,8 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub(crate) struct Array {
     pub(crate) spec: Spec,
     pub(crate) state: SpinLock<State>,
-    /// Something in the state has changed: for both threads and for those who wait.
-    pub(crate) changed: CondVar,
+    pub(crate) changed: Changed,
     me: Weak<Array>,
 }
 
@@ -78,6 +80,7 @@ pub(crate) struct Leg {
 pub(crate) struct Write {
     bio: SubmittedBio,
     pub(crate) regions: Range<usize>,
+    place: Place,
 }
 
 /// A write that did not reach all legs.
@@ -94,6 +97,9 @@ pub(crate) enum Wish {
     Fail(usize),
     Remove(usize),
     Readd(usize),
+    /// What is idle shall be clean at once.
+    #[cfg(test)]
+    Clean,
 }
 
 /// A wish, and who waits for its result.
@@ -110,6 +116,12 @@ pub(crate) struct State {
     pub(crate) legs: Vec<Leg>,
     pub(crate) regions: Vec<Region>,
     pub(crate) limits: QueueLimits,
+    /// All writes, and those that wait for others that they overlap with.
+    pub(crate) order: Order<Write>,
+    /// Those that do so no more.
+    pub(crate) ready: VecDeque<Write>,
+    /// Somebody lets these in.
+    pub(crate) releasing: bool,
     /// Writes whose regions are not dirty yet.
     pub(crate) dirtying: Vec<Write>,
     /// Writes to regions that are being copied.
@@ -250,7 +262,7 @@ impl Array {
         Arc::new_cyclic(|me| Array {
             spec,
             state: SpinLock::new(state),
-            changed: CondVar::new(),
+            changed: Changed::default(),
             me: Weak::clone(me),
         })
     }
@@ -274,11 +286,20 @@ impl Array {
         };
         st.bios += 1;
         st.last_io = Some(Instant::now());
-        drop(st);
         if bio.op == BioOp::Read {
-            self.read(bio, regions, 0, None);
-        } else {
-            self.admit(Write { bio, regions }, true);
+            drop(st);
+            return self.read(bio, regions, 0, None);
+        }
+        let bytes = bio.pos()..bio.pos().saturating_add(len);
+        let make = |place| Write {
+            bio,
+            regions,
+            place,
+        };
+        let write = st.order.enter(bytes, make);
+        drop(st);
+        if let Some(write) = write {
+            self.admit(write, true);
         }
     }
 
@@ -373,7 +394,7 @@ impl Array {
         let mut st = self.state.lock();
         let Some(regions) = st.regions.get_mut(write.regions.clone()) else {
             drop(st);
-            return self.end(write.bio, Err(EIO));
+            return self.end_write(write, Err(EIO));
         };
         if count && regions.iter().any(|r| r.locked) {
             st.waiting.push(write);
@@ -435,25 +456,49 @@ impl Array {
         }
     }
 
-    /// A write is over: gives its regions back and completes it.
+    /// A write is over: gives its regions back and completes it; those that waited for it go on.
     #[doc(alias = "close_write")]
     pub(crate) fn end_write(&self, write: Write, status: Result) {
-        {
+        let Write {
+            bio,
+            regions,
+            place,
+        } = write;
+        let release = {
             let mut st = self.state.lock();
             let now = Instant::now();
-            for r in st
-                .regions
-                .get_mut(write.regions.clone())
-                .unwrap_or_default()
-            {
+            for r in st.regions.get_mut(regions).unwrap_or_default() {
                 r.inflight = r.inflight.saturating_sub(1);
                 r.touched = now;
                 if r.inflight == 0 && r.locked {
                     self.changed.notify_all();
                 }
             }
+            let State { order, ready, .. } = &mut *st;
+            order.leave(place, |next| ready.push_back(next));
+            !st.ready.is_empty() && !std::mem::replace(&mut st.releasing, true)
+        };
+        self.end(bio, status);
+        if release {
+            self.release();
         }
-        self.end(write.bio, status);
+    }
+
+    /// Lets in those that waited for others. One thread at a time: a leg may end a write at once, and so another one may be
+    /// ready, but not as deep in the stack as there are such.
+    fn release(&self) {
+        loop {
+            let next = {
+                let mut st = self.state.lock();
+                let next = st.ready.pop_front();
+                st.releasing = next.is_some();
+                next
+            };
+            match next {
+                Some(write) => self.admit(write, true),
+                None => return,
+            }
+        }
     }
 
     /// Has the daemon do something, and waits for it. Context: may sleep. A leg is opened here, which may take long: the
@@ -463,6 +508,8 @@ impl Array {
             Wish::Add(path) => Some(Candidate::open(path)?),
             Wish::Readd(n) => Some(Candidate::open(&self.failed_path(*n)?)?),
             Wish::Fail(_) | Wish::Remove(_) => None,
+            #[cfg(test)]
+            Wish::Clean => None,
         };
         let result = Arc::new((SpinLock::new(Ok(())), Completion::new()));
         let command = Command {

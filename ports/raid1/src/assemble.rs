@@ -7,10 +7,12 @@ use crate::meta::{
     BITMAP_AT, LegState, MAX_LEGS, MAX_REGIONS, MIN_REGION, PAGE, PAGE_BITS, SlotMeta, Super,
     data_offset, decode_bitmap, encode_bitmap,
 };
+use crate::order::Order;
 use crate::spec::Spec;
 use kshim::block::{BlockDevice, QueueLimits};
 use kshim::prelude::*;
 use kshim::time::Instant;
+use std::collections::VecDeque;
 
 /// A leg that could be opened.
 struct Found {
@@ -68,6 +70,9 @@ fn state(meta: Super, legs: Vec<Leg>, regions: Vec<Region>, spec: &Spec) -> Stat
         meta,
         legs,
         regions,
+        order: Order::new(),
+        ready: VecDeque::new(),
+        releasing: false,
         dirtying: Vec::new(),
         waiting: Vec::new(),
         degraded: Vec::new(),

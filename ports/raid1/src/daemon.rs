@@ -82,7 +82,7 @@ impl Array {
             if some || last || left <= Delta::ZERO || promotable(&st).is_some() {
                 return work;
             }
-            self.changed.wait_timeout(&mut st, left);
+            self.changed.wait(&mut st, Some(left));
         }
     }
 
@@ -470,6 +470,11 @@ impl Array {
                 }
                 self.write_super()
             }
+            #[cfg(test)]
+            Wish::Clean => {
+                self.clear_dirty(Delta::ZERO);
+                Ok(())
+            }
         }
     }
 
@@ -559,6 +564,8 @@ impl Array {
             if let Some(slot) = st.meta.slots.get_mut(n).filter(|_| whole) {
                 slot.uuid = uuid;
             }
+            // Copying may begin.
+            self.changed.notify_all();
             (0..st.regions.len().div_ceil(PAGE_BITS)).collect()
         };
         let written = self.write_pages(&pages);
@@ -606,7 +613,7 @@ impl Array {
 }
 
 /// A leg that is rebuilt and lacks nothing any more.
-fn promotable(st: &State) -> Option<(usize, Arc<BlockDevice>)> {
+pub(crate) fn promotable(st: &State) -> Option<(usize, Arc<BlockDevice>)> {
     let whole = |n: &usize| st.regions.iter().all(|r| r.stale & bit(*n) == 0);
     let mut legs = (0..st.legs.len()).filter(|&n| st.leg_state(n) == LegState::Rebuilding);
     let n = legs.find(|n| st.active(*n).is_some() && !st.broken && whole(n))?;

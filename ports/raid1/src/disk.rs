@@ -62,7 +62,7 @@ impl Raid1 {
             if left <= Delta::ZERO {
                 return false;
             }
-            array.changed.wait_timeout(&mut st, left);
+            array.changed.wait(&mut st, Some(left));
         }
         true
     }

@@ -33,11 +33,15 @@
 
 mod array;
 mod assemble;
+mod changed;
 mod daemon;
 mod disk;
 mod leg;
 mod meta;
+mod order;
 mod resync;
+#[cfg(test)]
+mod schedules;
 mod spec;
 
 pub use meta::MAX_LEGS;

@@ -73,13 +73,13 @@ impl Array {
                 return None;
             }
             let Some(region) = next_region(&st, *cursor) else {
-                self.changed.wait(&mut st);
+                self.changed.wait(&mut st, None);
                 continue;
             };
             *cursor = region + 1;
             st.regions.get_mut(region)?.locked = true;
             while st.regions.get(region)?.inflight > 0 {
-                self.changed.wait(&mut st);
+                self.changed.wait(&mut st, None);
             }
             let stale = st.regions.get(region)?.stale;
             let (targets, sources) = st
@@ -176,13 +176,13 @@ impl Array {
             if left <= Delta::ZERO {
                 return;
             }
-            self.changed.wait_timeout(&mut st, left.min(BUSY));
+            self.changed.wait(&mut st, Some(left.min(BUSY)));
         }
     }
 }
 
 /// The next region, from `from` on and around, that a leg lacks and another has.
-fn next_region(st: &State, from: usize) -> Option<usize> {
+pub(crate) fn next_region(st: &State, from: usize) -> Option<usize> {
     if st.broken {
         return None;
     }

@@ -363,7 +363,7 @@ fn apply(m: &mut Mirror, model: &mut Model, op: &Op) {
                 return;
             }
             // What is in memory is on the disks when the next command is done.
-            assert_eq!(m.mgmt("readd 7"), Err(code::ENOENT));
+            assert_eq!(m.mgmt("fail 7"), Err(code::ENOENT));
             model.perm = model.now.clone();
             m.crash(n);
             model.now = model.perm.clone();
