@@ -1,7 +1,6 @@
 //! Block devices: the host driver against a `Vec<u8>`, the registry, and what drivers may do wrong.
 
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,6 +12,10 @@ use kshim::error::{Result, code};
 use kshim::page::{PageBuf, RxChunk};
 use kshim::scatterlist::SGTable;
 use proptest::prelude::*;
+
+mod loopdev;
+
+use loopdev::Loop;
 
 const RW: BlkMode = BlkMode::READ.union(BlkMode::WRITE);
 
@@ -391,42 +394,10 @@ fn many_at_once_on_a_file() {
     }
 }
 
-/// A loop device over a file, where the test may make one.
-struct Loop {
-    path: String,
-    _image: tempfile::NamedTempFile,
-}
-
-fn losetup(args: &[&str]) -> Option<String> {
-    #[expect(clippy::disallowed_methods, reason = "makes a block device")]
-    let out = Command::new("losetup").args(args).output().ok()?;
-    out.status
-        .success()
-        .then(|| String::from_utf8_lossy(&out.stdout).trim().to_owned())
-}
-
-impl Loop {
-    fn new() -> Option<Loop> {
-        let image = image(SECTORS * 512);
-        let path = losetup(&["--find", "--show", image.path().to_str()?])?;
-        Some(Loop {
-            path,
-            _image: image,
-        })
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        losetup(&["--detach", &self.path]);
-    }
-}
-
 #[test]
 fn a_host_block_device_behaves_like_a_vector() {
-    let Some(device) = Loop::new() else {
-        eprintln!("no loop devices here, not tested");
-        return;
+    let Some(device) = Loop::new(SECTORS * 512) else {
+        return eprintln!("not tested");
     };
     let path = Path::new(&device.path);
     let limits = BlockDevice::open(path, BlkMode::READ)

@@ -11,7 +11,7 @@ use crate::block::QueueLimits;
 use crate::error::{Result, code};
 use crate::page::PageBuf;
 use crate::scatterlist::SGTable;
-use crate::sys::linux::file::{self as sys, DioAlign, IoVecs, Kind, RwFlags};
+use crate::sys::linux::file::{self as sys, DioAlign, IoVecs, Kind, Opened, RwFlags};
 
 /// Permissions of a file that [`OpenOptions::create`] makes.
 const DEFAULT_MODE: u32 = 0o644;
@@ -123,6 +123,8 @@ impl OpenOptions {
 #[doc(alias = "filp_open")]
 pub struct File {
     fd: OwnedFd,
+    /// Has the claim of a block device, which the kernel empties the device's cache for. Closed after `fd`.
+    claim: Option<OwnedFd>,
     kind: Kind,
     path: PathBuf,
     flags: sys::Flags,
@@ -144,9 +146,10 @@ impl File {
     pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<File> {
         let path = path.as_ref();
         let flags = options.0;
-        let (fd, kind) = sys::open(path, flags)?;
+        let Opened { fd, kind, claim } = sys::open(path, flags)?;
         let mut file = File {
             fd,
+            claim,
             kind,
             path: path.to_owned(),
             flags,
@@ -185,6 +188,12 @@ impl File {
 
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// For calls that change a range without data: the kernel refuses them on a device that another open file has claimed, while
+    /// something of the range is in its cache.
+    fn range_fd(&self) -> BorrowedFd<'_> {
+        self.claim.as_ref().unwrap_or(&self.fd).as_fd()
     }
 
     /// The path it was opened by.
@@ -428,7 +437,7 @@ impl File {
         if len == 0 {
             return Ok(());
         }
-        sys::fallocate(self.as_fd(), sys::Range::PunchHole, pos, len)
+        sys::fallocate(self.range_fd(), sys::Range::PunchHole, pos, len)
     }
 
     /// Zeroes a range without writing data, where the host can. The blocks stay allocated where possible.
@@ -442,7 +451,7 @@ impl File {
         if len == 0 {
             return Ok(());
         }
-        sys::fallocate(self.as_fd(), sys::Range::Zero, pos, len)
+        sys::fallocate(self.range_fd(), sys::Range::Zero, pos, len)
     }
 
     /// Copies a range of another file to `pos` of this one in the file system, which shares the blocks where it can.
@@ -478,7 +487,7 @@ impl File {
     /// Context: may sleep. Errors: those of `fallocate(2)`.
     #[doc(alias = "vfs_fallocate")]
     pub fn allocate(&self, pos: u64, len: u64) -> Result {
-        sys::fallocate(self.as_fd(), sys::Range::Allocate, pos, len)
+        sys::fallocate(self.range_fd(), sys::Range::Allocate, pos, len)
     }
 
     /// Discards a range of a block device.
@@ -486,7 +495,7 @@ impl File {
     /// Context: may sleep. Errors: `ENOTTY`: no block device. `EOPNOTSUPP`: it has no discard.
     #[doc(alias = "blkdev_issue_discard")]
     pub fn blk_discard(&self, pos: u64, len: u64) -> Result {
-        sys::blk_discard(self.as_fd(), pos, len)
+        sys::blk_discard(self.range_fd(), pos, len)
     }
 
     /// Zeroes a range of a block device.
@@ -494,7 +503,7 @@ impl File {
     /// Context: may sleep. Errors: `ENOTTY`: no block device.
     #[doc(alias = "blkdev_issue_zeroout")]
     pub fn blk_zeroout(&self, pos: u64, len: u64) -> Result {
-        sys::blk_zeroout(self.as_fd(), pos, len)
+        sys::blk_zeroout(self.range_fd(), pos, len)
     }
 
     /// What the host says about a block device.
@@ -537,7 +546,7 @@ impl File {
 
 impl Drop for File {
     /// Gives a claim back at once: the kernel may hold the open file for a moment longer, where a ring has just
-    /// completed its I/O, and the next opening would find it claimed.
+    /// completed its I/O, and the next opening would find it claimed. That of a device ends with `claim`.
     fn drop(&mut self) {
         if self.flags.exclusive && self.kind == Kind::Regular {
             sys::unlock(self.as_fd());

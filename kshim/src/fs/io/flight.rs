@@ -142,6 +142,10 @@ impl Flight {
                     Step::Thread
                 }
                 code::ECANCELED => Step::Thread,
+                // Another open file has the device's claim: ours, which the plain call uses.
+                code::EBUSY if !self.req.op.has_data() && self.file.file().is_block_device() => {
+                    Step::Thread
+                }
                 e => Step::End(Err(e)),
             };
         };

@@ -99,8 +99,19 @@ pub(crate) struct Flags {
     pub(crate) mode: u32,
 }
 
+/// A file that was opened.
+pub(crate) struct Opened {
+    pub(crate) fd: OwnedFd,
+    pub(crate) kind: Kind,
+    /// Holds the claim of a block device.
+    pub(crate) claim: Option<OwnedFd>,
+}
+
 /// Opens a regular file or block device; anything else is refused, and never waited for.
-pub(crate) fn open(path: &Path, f: Flags) -> Result<(OwnedFd, Kind)> {
+///
+/// The claim of a block device ends with the last reference to the open file that made it, and a ring may keep one for a moment
+/// after it has told the end of its I/O. So an open file of its own has the claim, which no ring ever sees.
+pub(crate) fn open(path: &Path, f: Flags) -> Result<Opened> {
     // O_NONBLOCK: opening a FIFO or an empty drive must not hang.
     let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
     flags |= if f.read_only {
@@ -120,34 +131,44 @@ pub(crate) fn open(path: &Path, f: Flags) -> Result<(OwnedFd, Kind)> {
         }
     }
     let fd = retry(|| rustix::fs::open(path, flags, Mode::from_raw_mode(f.mode)))?;
-    let mut fd = fd;
-    let kind = match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
+    let stat = rustix::fs::fstat(&fd)?;
+    let kind = match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => Kind::Regular,
         FileType::BlockDevice => Kind::Block,
         FileType::Directory => return Err(code::EISDIR),
         _ => return Err(code::EINVAL),
     };
-    if f.exclusive {
-        match kind {
-            Kind::Regular => {
-                rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).map_err(|e| {
-                    if e == rustix::io::Errno::WOULDBLOCK {
-                        code::EBUSY
-                    } else {
-                        e.into()
-                    }
-                })?;
-            }
-            // A claim of a block device is made at open.
-            Kind::Block => {
-                let flags = flags | OFlags::EXCL;
-                fd = retry(|| rustix::fs::open(path, flags, Mode::empty()))?;
-            }
+    let claim = match kind {
+        _ if !f.exclusive => None,
+        Kind::Regular => {
+            rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).map_err(|e| {
+                if e == rustix::io::Errno::WOULDBLOCK {
+                    code::EBUSY
+                } else {
+                    e.into()
+                }
+            })?;
+            None
         }
-    }
+        Kind::Block => Some(claim(path, flags, stat.st_rdev)?),
+    };
     let now = rustix::fs::fcntl_getfl(&fd)?;
     rustix::fs::fcntl_setfl(&fd, now - OFlags::NONBLOCK)?;
-    Ok((fd, kind))
+    Ok(Opened { fd, kind, claim })
+}
+
+/// Claims the block device `rdev`, which was opened with `flags`. Errors: `EBUSY`: another has it, or the path was changed meanwhile.
+fn claim(path: &Path, flags: OFlags, rdev: u64) -> Result<OwnedFd> {
+    // With O_CREAT, O_EXCL means something else.
+    let flags = flags.difference(OFlags::CREATE | OFlags::TRUNC) | OFlags::EXCL;
+    let fd = retry(|| rustix::fs::open(path, flags, Mode::empty()))?;
+    let stat = rustix::fs::fstat(&fd)?;
+    let is_block = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
+    if is_block && stat.st_rdev == rdev {
+        Ok(fd)
+    } else {
+        Err(code::EBUSY)
+    }
 }
 
 fn retry<T>(mut f: impl FnMut() -> rustix::io::Result<T>) -> Result<T> {
@@ -219,7 +240,6 @@ pub(crate) unsafe fn pwritev2(
     }
 }
 
-/// Size in bytes of a file or device.
 /// Gives up the claim of a regular file.
 pub(crate) fn unlock(fd: BorrowedFd<'_>) {
     if let Err(e) = rustix::fs::flock(fd, FlockOperation::Unlock) {
@@ -227,6 +247,7 @@ pub(crate) fn unlock(fd: BorrowedFd<'_>) {
     }
 }
 
+/// Size in bytes of a file or device.
 pub(crate) fn size(fd: BorrowedFd<'_>, kind: Kind) -> Result<u64> {
     match kind {
         Kind::Regular => Ok(u64::try_from(rustix::fs::fstat(fd)?.st_size)?),
