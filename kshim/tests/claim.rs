@@ -1,7 +1,14 @@
-//! A claim on a block device, whose I/O a ring does.
+//! A claim on a file or a block device, whose I/O a ring does.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "tests may use the host's files and programs directly"
+)]
 
+use std::io::Read as _;
 use std::path::Path;
-use std::sync::{Arc, mpsc};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use kshim::error::{Result, code};
 use kshim::fs::{Engine, File, IoFile, IoOp, IoReq, OpenOptions};
@@ -18,6 +25,16 @@ const BLOCK: usize = 4096;
 const ROUNDS: usize = 300;
 /// Requests of one opening.
 const BATCH: u64 = 16;
+/// Processes that are killed.
+const KILLS: usize = 40;
+/// What a process is to claim that is to be killed.
+const CLAIM: &str = "KSHIM_TEST_CLAIM";
+
+/// One test at a time: a process that is being started has copies of all descriptors for a moment, and with them a claim.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn reactor() -> Option<Reactor> {
     let mut config = ReactorConfig::new("claim");
@@ -53,8 +70,22 @@ fn submit(reactor: &Reactor, file: &Arc<IoFile>, reqs: Vec<(IoOp, u64, usize)>) 
     ends
 }
 
+fn batch() -> Vec<(IoOp, u64, usize)> {
+    let request = |i| {
+        let pos = i * BLOCK as u64;
+        match i % 4 {
+            0 => (IoOp::Flush, 0, 0),
+            1 => (IoOp::WriteDurable, pos, BLOCK),
+            2 => (IoOp::Write, pos, BLOCK),
+            _ => (IoOp::Read, pos, BLOCK),
+        }
+    };
+    (0..BATCH).map(request).collect()
+}
+
 #[test]
 fn a_device_can_be_claimed_again_as_soon_as_it_is_closed() {
+    let _turn = turn();
     let (Some(device), Some(reactor)) = (Loop::new(LEN), reactor()) else {
         return eprintln!("not tested");
     };
@@ -63,17 +94,7 @@ fn a_device_can_be_claimed_again_as_soon_as_it_is_closed() {
         let file = IoFile::open(path, &claim(round % 2 == 0), Some(Engine::Uring))
             .unwrap_or_else(|e| panic!("round {round}: {e}"));
         assert_eq!(File::open(path, &claim(false)).err(), Some(code::EBUSY));
-        let mut reqs = Vec::new();
-        for i in 0..BATCH {
-            let pos = i * BLOCK as u64;
-            reqs.push(match i % 4 {
-                0 => (IoOp::Flush, 0, 0),
-                1 => (IoOp::WriteDurable, pos, BLOCK),
-                2 => (IoOp::Write, pos, BLOCK),
-                _ => (IoOp::Read, pos, BLOCK),
-            });
-        }
-        for res in submit(&reactor, &file, reqs) {
+        for res in submit(&reactor, &file, batch()) {
             assert_eq!(res, Ok(()));
         }
         drop(file);
@@ -82,6 +103,7 @@ fn a_device_can_be_claimed_again_as_soon_as_it_is_closed() {
 
 #[test]
 fn ranges_of_a_claimed_device_are_zeroed_and_discarded_also_where_its_cache_is_dirty() {
+    let _turn = turn();
     let (Some(device), Some(reactor)) = (Loop::new(LEN), reactor()) else {
         return eprintln!("not tested");
     };
@@ -99,6 +121,72 @@ fn ranges_of_a_claimed_device_are_zeroed_and_discarded_also_where_its_cache_is_d
                 back.compare(0, &[0; 16 * BLOCK]),
                 Ok(None),
                 "{op:?}, {engine}"
+            );
+        }
+    }
+}
+
+/// Claims a file, tells that it has done some I/O, and goes on until it is killed.
+fn be_killed(path: &Path) -> ! {
+    let (reactor, options) = (reactor().unwrap(), claim(false));
+    let file = IoFile::open(path, &options, Some(Engine::Uring)).unwrap();
+    for round in 0.. {
+        submit(&reactor, &file, batch());
+        if round == 0 {
+            // Past the test harness, which would keep it.
+            std::io::Write::write_all(&mut std::io::stderr(), b"!").unwrap();
+        }
+    }
+    unreachable!("it is killed")
+}
+
+fn claimer(path: &Path) -> Child {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "what_a_killed_process_has_claimed_is_free_when_it_has_ended",
+        ])
+        .arg("--nocapture")
+        .env(CLAIM, path)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0];
+    child
+        .stderr
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut said)
+        .unwrap();
+    assert_eq!(&said, b"!");
+    child
+}
+
+#[test]
+fn what_a_killed_process_has_claimed_is_free_when_it_has_ended() {
+    if let Some(path) = std::env::var_os(CLAIM) {
+        be_killed(Path::new(&path));
+    }
+    let _turn = turn();
+    if reactor().is_none() {
+        return eprintln!("not tested");
+    }
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(LEN).unwrap();
+    let device = Loop::new(LEN);
+    let device = device.as_ref().map(|d| Path::new(&d.path));
+    for path in [Some(image.path()), device].into_iter().flatten() {
+        for round in 0..KILLS {
+            let mut child = claimer(path);
+            let busy = File::open(path, &claim(false)).err();
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let file = File::open(path, &claim(false));
+            assert_eq!(
+                (busy, file.err()),
+                (Some(code::EBUSY), None),
+                "{path:?}, {round}"
             );
         }
     }

@@ -123,7 +123,7 @@ impl OpenOptions {
 #[doc(alias = "filp_open")]
 pub struct File {
     fd: OwnedFd,
-    /// Has the claim of a block device, which the kernel empties the device's cache for. Closed after `fd`.
+    /// Has the claim; of a block device, the kernel empties the cache for it alone. Closed after `fd`.
     claim: Option<OwnedFd>,
     kind: Kind,
     path: PathBuf,
@@ -545,11 +545,10 @@ impl File {
 }
 
 impl Drop for File {
-    /// Gives a claim back at once: the kernel may hold the open file for a moment longer, where a ring has just
-    /// completed its I/O, and the next opening would find it claimed. That of a device ends with `claim`.
+    /// Gives the claim of a regular file back, also where a process that is just being started has a copy of the descriptor.
     fn drop(&mut self) {
-        if self.flags.exclusive && self.kind == Kind::Regular {
-            sys::unlock(self.as_fd());
+        if let (Some(claim), Kind::Regular) = (&self.claim, self.kind) {
+            sys::unlock(claim.as_fd());
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom, Stat};
 
 use crate::block::QueueLimits;
 use crate::error::{Error, Result, code};
@@ -103,14 +103,15 @@ pub(crate) struct Flags {
 pub(crate) struct Opened {
     pub(crate) fd: OwnedFd,
     pub(crate) kind: Kind,
-    /// Holds the claim of a block device.
+    /// Holds the claim.
     pub(crate) claim: Option<OwnedFd>,
 }
 
 /// Opens a regular file or block device; anything else is refused, and never waited for.
 ///
-/// The claim of a block device ends with the last reference to the open file that made it, and a ring may keep one for a moment
-/// after it has told the end of its I/O. So an open file of its own has the claim, which no ring ever sees.
+/// A claim ends with the last reference to the open file that made it. A ring may keep one for a moment after it has told the
+/// end of its I/O, and beyond the end of a process that was killed. So an open file of its own has the claim, which no ring ever
+/// sees. (When a process has ended, so has the I/O of its rings: the kernel waits for it.)
 pub(crate) fn open(path: &Path, f: Flags) -> Result<Opened> {
     // O_NONBLOCK: opening a FIFO or an empty drive must not hang.
     let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
@@ -138,37 +139,40 @@ pub(crate) fn open(path: &Path, f: Flags) -> Result<Opened> {
         FileType::Directory => return Err(code::EISDIR),
         _ => return Err(code::EINVAL),
     };
-    let claim = match kind {
-        _ if !f.exclusive => None,
-        Kind::Regular => {
-            rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).map_err(|e| {
-                if e == rustix::io::Errno::WOULDBLOCK {
-                    code::EBUSY
-                } else {
-                    e.into()
-                }
-            })?;
-            None
-        }
-        Kind::Block => Some(claim(path, flags, stat.st_rdev)?),
+    let claim = match f.exclusive {
+        true => Some(claim(path, flags, kind, &stat)?),
+        false => None,
     };
     let now = rustix::fs::fcntl_getfl(&fd)?;
     rustix::fs::fcntl_setfl(&fd, now - OFlags::NONBLOCK)?;
     Ok(Opened { fd, kind, claim })
 }
 
-/// Claims the block device `rdev`, which was opened with `flags`. Errors: `EBUSY`: another has it, or the path was changed meanwhile.
-fn claim(path: &Path, flags: OFlags, rdev: u64) -> Result<OwnedFd> {
+/// Claims a file that was opened with `flags`. Errors: `EBUSY`: another has it, or the path leads elsewhere by now.
+fn claim(path: &Path, flags: OFlags, kind: Kind, opened: &Stat) -> Result<OwnedFd> {
     // With O_CREAT, O_EXCL means something else.
-    let flags = flags.difference(OFlags::CREATE | OFlags::TRUNC) | OFlags::EXCL;
+    let flags = flags.difference(OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC);
+    let flags = match kind {
+        Kind::Regular => flags,
+        // Such a claim is made at open.
+        Kind::Block => flags | OFlags::EXCL,
+    };
     let fd = retry(|| rustix::fs::open(path, flags, Mode::empty()))?;
     let stat = rustix::fs::fstat(&fd)?;
-    let is_block = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
-    if is_block && stat.st_rdev == rdev {
-        Ok(fd)
-    } else {
-        Err(code::EBUSY)
+    let id = |s: &Stat| (s.st_dev, s.st_ino, s.st_rdev);
+    if id(&stat) != id(opened) {
+        return Err(code::EBUSY);
     }
+    if kind == Kind::Regular {
+        rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).map_err(|e| {
+            if e == rustix::io::Errno::WOULDBLOCK {
+                code::EBUSY
+            } else {
+                e.into()
+            }
+        })?;
+    }
+    Ok(fd)
 }
 
 fn retry<T>(mut f: impl FnMut() -> rustix::io::Result<T>) -> Result<T> {
