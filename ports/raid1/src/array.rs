@@ -74,6 +74,8 @@ pub(crate) struct Leg {
     pub(crate) last_try: Option<Instant>,
     /// A thread tries to get it back.
     pub(crate) trying: bool,
+    /// A thread closes it.
+    pub(crate) closing: bool,
 }
 
 /// A bio that changes something, or a flush.
@@ -504,6 +506,9 @@ impl Array {
     /// Has the daemon do something, and waits for it. Context: may sleep. A leg is opened here, which may take long: the
     /// daemon has writes to serve.
     pub(crate) fn command(&self, wish: Wish) -> Result {
+        if matches!(wish, Wish::Add(_) | Wish::Readd(_)) {
+            self.wait_closed();
+        }
         let candidate = match &wish {
             Wish::Add(path) => Some(Candidate::open(path)?),
             Wish::Readd(n) => Some(Candidate::open(&self.failed_path(*n)?)?),
@@ -528,6 +533,14 @@ impl Array {
         result.1.wait_for_completion();
         let status = result.0.lock();
         *status
+    }
+
+    /// Waits until no leg is being closed, which could not be opened yet. Context: may sleep.
+    fn wait_closed(&self) {
+        let mut st = self.state.lock();
+        while st.legs.iter().any(|l| l.closing) {
+            self.changed.wait(&mut st, None);
+        }
     }
 
     /// The path of a leg that has failed. Errors: `ENOENT`.
@@ -555,6 +568,32 @@ impl Array {
             Ok(thread) => thread.detach(),
             Err(_) => self.tried(n),
         }
+    }
+
+    /// Closes a leg that has failed, on a thread of its own: with a server that is gone it may take long. `closing` is set.
+    pub(crate) fn close_leg(&self, n: usize, leg: Arc<BlockDevice>) {
+        let Some(array) = self.me.upgrade() else {
+            return;
+        };
+        self.state.lock().threads += 1;
+        let body = move |_: &kthread::Stop| {
+            drop(leg);
+            array.closed(n);
+        };
+        match kthread::run("raid1_close", body) {
+            Ok(thread) => thread.detach(),
+            // It was closed with the closure.
+            Err(_) => self.closed(n),
+        }
+    }
+
+    fn closed(&self, n: usize) {
+        let mut st = self.state.lock();
+        st.threads = st.threads.saturating_sub(1);
+        if let Some(l) = st.legs.get_mut(n) {
+            l.closing = false;
+        }
+        self.changed.notify_all();
     }
 
     fn tried(&self, n: usize) {

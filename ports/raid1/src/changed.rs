@@ -75,6 +75,7 @@ mod turns {
     impl Turns {
         pub(super) fn tell(&self) {
             self.inner.lock().told += 1;
+            self.stopped.notify_all();
         }
 
         /// Whether this thread is to sleep until [`Turns::give`] names it.

@@ -161,10 +161,13 @@ impl Array {
                 );
                 l.last_try = Some(Instant::now());
                 l.equal = false;
+                l.closing = l.bdev.is_some();
                 l.bdev.take()
             })
         };
-        drop(gone);
+        if let Some(leg) = gone {
+            self.close_leg(n, leg);
+        }
         true
     }
 

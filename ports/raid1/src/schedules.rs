@@ -23,7 +23,7 @@ use kshim::block::{
 };
 use kshim::prelude::*;
 use kshim::scatterlist::SGTable;
-use kshim::sync::{Completion, SpinLock};
+use kshim::sync::{Completion, CondVar, SpinLock};
 use kshim::time::Delta;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Once;
@@ -73,7 +73,14 @@ struct Inner {
     array: Option<Arc<Array>>,
 }
 
-struct TestLeg(SpinLock<Inner>);
+struct TestLeg(SpinLock<Inner>, Gate);
+
+/// What closing waits for.
+#[derive(Default)]
+struct Gate {
+    shut: SpinLock<bool>,
+    opened: CondVar,
+}
 
 static LEGS: SpinLock<BTreeMap<String, Arc<TestLeg>>> = SpinLock::new(BTreeMap::new());
 
@@ -141,6 +148,13 @@ impl BlockOps for TestLeg {
                 drop(inner);
                 self.carry_out(bio);
             }
+        }
+    }
+
+    fn release(&self, _mode: BlkMode) {
+        let mut shut = self.1.shut.lock();
+        while *shut {
+            self.1.opened.wait(&mut shut);
         }
     }
 
@@ -251,7 +265,7 @@ fn new_legs(contents: Vec<Content>) -> (Vec<Arc<TestLeg>>, Vec<String>) {
             array: None,
         };
         let path = format!("/dev/schedleg/{}", N.fetch_add(1, Ordering::Relaxed));
-        let leg = Arc::new(TestLeg(SpinLock::new(inner)));
+        let leg = Arc::new(TestLeg(SpinLock::new(inner), Gate::default()));
         LEGS.lock().insert(path.clone(), Arc::clone(&leg));
         (leg, path)
     };
@@ -316,7 +330,9 @@ impl Run {
             let held = ["daemon", "resync"].iter().filter(|t| self.blocked(t));
             let held = held.count();
             let asleep = turns.asleep();
-            if asleep.len() + held == 2 {
+            // Those who close legs end by themselves, and tell.
+            let closed = st.threads == 2 || self.legs.iter().any(|l| *l.1.shut.lock());
+            if closed && asleep.len() + held == 2 {
                 let told = asleep.into_iter().filter(|(_, told)| *told);
                 return told.map(|(name, _)| name).collect();
             }
@@ -719,6 +735,22 @@ fn three_writes_to_a_block_in_all_orders() {
 #[test]
 fn a_bit_is_cleared_between_writes_in_all_orders_with_a_crash() {
     all(&[Cmd::Write(0, 1), Cmd::Clean, Cmd::Write(1, 1)], 0, true);
+}
+
+/// A server that is gone may take long to be closed.
+#[test]
+fn nobody_waits_for_a_failed_leg_to_be_closed() {
+    let book = Arc::new(SpinLock::new(Book::default()));
+    let mut run = Run::new(vec![Content::new(); 2], Arc::clone(&book));
+    let gate = Arc::clone(&run.legs[1]);
+    *gate.1.shut.lock() = true;
+    gate.switch(Mode::Dead);
+    run.submit(Cmd::Write(0, 1), 1);
+    run.settle();
+    assert_eq!(book.lock().acks, 1);
+    *gate.1.shut.lock() = false;
+    gate.1.opened.notify_all();
+    run.stop(Mode::Through);
 }
 
 /// Legs that end writes at once: each lets the next one in, and the stack does not grow.
