@@ -12,6 +12,10 @@ use std::ops::{Deref, DerefMut};
 use crate::error::{Result, code};
 use crate::slab::{Gfp, KmemCache, SlabBox};
 use crate::sync::{CondVar, OnceLock, SpinLock};
+use crate::time::Delta;
+
+/// A sleeper looks at the cache itself so often: what its other users free wakes nobody here.
+const RETRY: Delta = Delta::from_millis(100);
 
 /// A pool over a cache, in a `static`.
 ///
@@ -73,7 +77,8 @@ impl<T: Send> Mempool<T> {
 
     /// Allocates an object, from the reserve when the cache has none.
     ///
-    /// Context: with [`Gfp::Kernel`] may sleep, until an object of this pool comes back; any otherwise.
+    /// Context: with [`Gfp::Kernel`] may sleep, until an object of this pool comes back or the cache has one again; any
+    /// otherwise.
     ///
     /// # Errors
     ///
@@ -97,7 +102,9 @@ impl<T: Send> Mempool<T> {
             }
             match gfp {
                 Gfp::Atomic => return Err(code::ENOMEM),
-                Gfp::Kernel => self.freed.wait(&mut reserve),
+                Gfp::Kernel => {
+                    self.freed.wait_timeout(&mut reserve, RETRY);
+                }
             }
         }
     }
@@ -218,6 +225,18 @@ mod tests {
             .collect();
         threads.into_iter().for_each(kthread::Kthread::join);
         assert_eq!(POOL.reserve_len(), 1);
+    }
+
+    #[test]
+    fn what_other_users_of_the_cache_free_is_found() {
+        static CACHE: KmemCache<u32> = KmemCache::new("t", || 0, |n| *n = 0);
+        static POOL: Mempool<u32> = Mempool::new(&CACHE, 0);
+        CACHE.set_limit(1);
+        let other = CACHE.alloc().unwrap();
+        let sleeper = kthread::run("pool", |_| drop(POOL.alloc(Gfp::Kernel))).unwrap();
+        crate::time::delay::msleep(5);
+        drop(other);
+        sleeper.join();
     }
 
     #[test]

@@ -191,3 +191,48 @@ fn commands_go_to_who_takes_them() {
         Some(code::EOPNOTSUPP)
     );
 }
+
+/// A disk whose driver looks at the list of disks when it goes.
+struct Curious;
+
+impl BlockOps for Curious {
+    fn submit_bio(&self, bio: SubmittedBio) {
+        bio.complete(Ok(()));
+    }
+    fn limits(&self) -> QueueLimits {
+        QueueLimits::default()
+    }
+    fn capacity_bytes(&self) -> u64 {
+        1 << 20
+    }
+}
+
+impl Drop for Curious {
+    fn drop(&mut self) {
+        disks();
+    }
+}
+
+#[test]
+fn of_two_that_open_a_path_at_once_one_makes_the_disk() {
+    const PATH: &str = "/dev/curious/1";
+    static FIRST: SpinLock<Option<Arc<BlockDevice>>> = SpinLock::new(None);
+    static PROBES: AtomicUsize = AtomicUsize::new(0);
+    let probe = |path: &str| -> Result<Arc<dyn BlockOps>> {
+        // While the first one is at it, another comes, and is quicker.
+        if PROBES.fetch_add(1, Ordering::SeqCst) == 0 {
+            let quicker = BlockDevice::open(path, RW)?;
+            *FIRST.lock() = Some(quicker);
+        }
+        Ok(Arc::new(Curious))
+    };
+    register_prober("/dev/curious/", Arc::new(probe)).unwrap();
+    let slower = BlockDevice::open(PATH, RW).unwrap();
+    assert_eq!(PROBES.load(Ordering::SeqCst), 2);
+    assert!(disks().contains(&PATH.to_owned()));
+    drop(slower);
+    assert!(disks().contains(&PATH.to_owned()));
+    let quicker = FIRST.lock().take();
+    drop(quicker);
+    assert!(!disks().contains(&PATH.to_owned()));
+}

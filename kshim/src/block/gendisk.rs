@@ -270,9 +270,15 @@ pub(super) fn find(path: &str, mode: BlkMode) -> Result<Option<Arc<Disk>>> {
         }
     };
     let new = Arc::new(Disk::make(path.to_owned(), prober.probe(path)?, true));
-    let mut disks = DISKS.lock();
-    let disk = Arc::clone(disks.entry(path.to_owned()).or_insert(new));
-    disk.claim(mode)?;
+    let disk = {
+        let mut disks = DISKS.lock();
+        let place = disks.entry(path.to_owned());
+        let disk = Arc::clone(place.or_insert_with(|| Arc::clone(&new)));
+        disk.claim(mode)?;
+        disk
+    };
+    // The loser of two that opened it at once goes here, without the lock: its driver may take others.
+    drop(new);
     Ok(Some(disk))
 }
 

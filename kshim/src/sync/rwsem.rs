@@ -8,6 +8,9 @@ use std::ops::{Deref, DerefMut};
 /// A lock that many may read or one may write. Writers are not starved; so a reader must not read-lock again what
 /// it already holds, for a writer may wait in between.
 ///
+/// It is also what there is in the place of `rwlock_t`, with two differences: that one lets a reader in again past a waiting writer,
+/// and may be taken in interrupt context. What reactors read is under [`rcu`](super::rcu) or a [`SpinLock`](super::SpinLock).
+///
 /// Context: may sleep; the `try_` forms are reactor-safe.
 ///
 /// ```

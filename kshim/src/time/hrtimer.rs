@@ -15,7 +15,8 @@ pub enum HrTimerRestart {
     /// Nothing: somebody starts it again, or nobody.
     #[doc(alias = "HRTIMER_NORESTART")]
     NoRestart,
-    /// Run again at that time. [`hrtimer_forward`](super::hrtimer_forward) computes it for a periodic timer.
+    /// Run again at that time, unless it was started anew meanwhile: then that counts.
+    /// [`hrtimer_forward`](super::hrtimer_forward) computes the time for a periodic timer.
     #[doc(alias = "HRTIMER_RESTART")]
     Restart(Instant),
 }
@@ -51,13 +52,7 @@ pub enum HrTimerRestart {
 /// ```
 #[doc(alias = "hrtimer")]
 pub struct HrTimer {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    timer: Timer,
-    /// When it was to run, for the callback.
-    expires: crate::sys::sync::Mutex<Instant>,
+    timer: Arc<Timer>,
 }
 
 impl HrTimer {
@@ -67,24 +62,17 @@ impl HrTimer {
     #[doc(alias = "hrtimer_setup")]
     #[doc(alias = "hrtimer_init")]
     pub fn new(f: impl Fn(Instant) -> HrTimerRestart + Send + Sync + 'static) -> HrTimer {
-        let inner = Arc::new_cyclic(|weak: &Weak<Inner>| {
+        let timer = Arc::new_cyclic(|weak: &Weak<Timer>| {
             let weak = Weak::clone(weak);
-            let timer = Timer::new(move || {
-                let Some(expired) = weak.upgrade().map(|i| *i.expires.lock()) else {
-                    return;
-                };
+            Timer::with_due(move |expired| {
                 if let HrTimerRestart::Restart(at) = f(expired)
-                    && let Some(inner) = weak.upgrade()
+                    && let Some(timer) = weak.upgrade()
                 {
-                    inner.arm(at);
+                    timer.arm_if_idle(at);
                 }
-            });
-            Inner {
-                timer,
-                expires: crate::sys::sync::Mutex::new(Instant::MAX),
-            }
+            })
         });
-        HrTimer { inner }
+        HrTimer { timer }
     }
 
     /// Starts it, or moves it when it is started. Whether it was.
@@ -92,7 +80,7 @@ impl HrTimer {
     /// Context: any thread, reactor-safe.
     #[doc(alias = "hrtimer_start")]
     pub fn start(&self, at: Instant) -> bool {
-        self.inner.arm(at)
+        self.timer.mod_timer(at)
     }
 
     /// [`start`](Self::start) relative to now.
@@ -110,7 +98,7 @@ impl HrTimer {
     /// When called by the timer's own callback, which returns [`HrTimerRestart::NoRestart`] instead.
     #[doc(alias = "hrtimer_cancel")]
     pub fn cancel(&self) -> bool {
-        self.inner.timer.timer_delete_sync()
+        self.timer.timer_delete_sync()
     }
 
     /// Stops it unless its callback runs: then `None`. Otherwise whether it was started.
@@ -118,10 +106,7 @@ impl HrTimer {
     /// Context: any thread, reactor-safe.
     #[doc(alias = "hrtimer_try_to_cancel")]
     pub fn try_to_cancel(&self) -> Option<bool> {
-        if self.inner.timer.is_running() {
-            return None;
-        }
-        Some(self.inner.timer.timer_delete())
+        self.timer.try_to_delete()
     }
 
     /// Whether it is started.
@@ -130,21 +115,14 @@ impl HrTimer {
     #[doc(alias = "hrtimer_is_queued")]
     #[must_use]
     pub fn is_queued(&self) -> bool {
-        self.inner.timer.timer_pending()
-    }
-}
-
-impl Inner {
-    fn arm(&self, at: Instant) -> bool {
-        *self.expires.lock() = at;
-        self.timer.mod_timer(at)
+        self.timer.timer_pending()
     }
 }
 
 impl Drop for HrTimer {
     fn drop(&mut self) {
         // Also for a callback that holds a reference of its own for a moment.
-        self.inner.timer.delete_for_drop();
+        self.timer.delete_for_drop();
     }
 }
 
@@ -210,6 +188,29 @@ mod tests {
         assert_eq!(timer.try_to_cancel(), Some(false));
         crate::time::delay::msleep(2);
         assert_eq!(runs.load(Ordering::SeqCst), seen);
+    }
+
+    #[test]
+    fn a_start_during_the_callback_counts_more_than_what_it_returns() {
+        let (started, twice) = (Arc::new(Completion::new()), Arc::new(Completion::new()));
+        let (go, done) = (Arc::clone(&started), Arc::clone(&twice));
+        let (n, inside) = (AtomicU32::new(0), Arc::new(Completion::new()));
+        let running = Arc::clone(&inside);
+        let timer = HrTimer::new(move |_| {
+            if n.fetch_add(1, Ordering::SeqCst) == 1 {
+                done.complete_all();
+                return HrTimerRestart::NoRestart;
+            }
+            running.complete_all();
+            go.wait_for_completion();
+            HrTimerRestart::Restart(Instant::now() + Delta::from_secs(3600))
+        });
+        timer.start(Instant::now());
+        inside.wait_for_completion();
+        assert_eq!(timer.try_to_cancel(), None);
+        timer.start(Instant::now());
+        started.complete_all();
+        assert!(twice.wait_for_completion_timeout(Delta::from_secs(60)));
     }
 
     #[test]

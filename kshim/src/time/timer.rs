@@ -26,7 +26,7 @@ enum Entry {
 
 struct Callback {
     id: u64,
-    f: Box<dyn Fn() + Send + Sync>,
+    f: Box<dyn Fn(Instant) + Send + Sync>,
 }
 
 struct State {
@@ -132,7 +132,7 @@ fn serve() {
             st.armed.remove(&cb.id);
             st.running = Some(cb.id);
         }
-        MutexGuard::unlocked(&mut held, || fire(entry));
+        MutexGuard::unlocked(&mut held, || fire(entry, id.0));
         let st = state(&mut held);
         st.running = None;
         if st.waiters != 0 {
@@ -141,9 +141,9 @@ fn serve() {
     }
 }
 
-fn fire(entry: Entry) {
+fn fire(entry: Entry, due: Instant) {
     let run = AssertUnwindSafe(|| match entry {
-        Entry::Timer(cb) => (cb.f)(),
+        Entry::Timer(cb) => (cb.f)(due),
         Entry::Once(f) => f(),
     });
     if let Err(panic) = catch_unwind(run) {
@@ -179,6 +179,11 @@ impl Timer {
     /// A timer that is not armed. Mirrors `timer_setup`.
     #[doc(alias = "timer_setup")]
     pub fn new(f: impl Fn() + Send + Sync + 'static) -> Self {
+        Self::with_due(move |_| f())
+    }
+
+    /// One whose callback is told when it was due.
+    pub(super) fn with_due(f: impl Fn(Instant) + Send + Sync + 'static) -> Self {
         Self {
             cb: Arc::new(Callback {
                 id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -199,6 +204,17 @@ impl Timer {
             insert(st, (at, self.cb.id), Entry::Timer(Arc::clone(&self.cb)));
             before.is_some()
         })
+    }
+
+    /// Arms the timer unless it is armed.
+    pub(super) fn arm_if_idle(&self, at: Instant) {
+        with(|st| {
+            if st.armed.contains_key(&self.cb.id) {
+                return;
+            }
+            st.armed.insert(self.cb.id, at);
+            insert(st, (at, self.cb.id), Entry::Timer(Arc::clone(&self.cb)));
+        });
     }
 
     /// [`mod_timer`](Self::mod_timer) relative to now.
@@ -259,9 +275,9 @@ impl Timer {
         true
     }
 
-    /// Whether the callback runs now.
-    pub(super) fn is_running(&self) -> bool {
-        with(|st| st.running == Some(self.cb.id))
+    /// Disarms unless the callback runs; then `None`.
+    pub(super) fn try_to_delete(&self) -> Option<bool> {
+        with(|st| (st.running != Some(self.cb.id)).then(|| Self::remove(st, self.cb.id)))
     }
 
     /// Disarms, and waits for the callback unless it is the caller.
