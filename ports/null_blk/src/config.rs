@@ -61,6 +61,7 @@ pub struct Config {
     pub mbps: u64,
     pub badblocks: BadBlocks,
     pub badblocks_once: bool,
+    pub badblocks_partial_io: bool,
     pub timeout: Option<String>,
     pub requeue: Option<String>,
     pub io_timeout: Delta,
@@ -86,6 +87,7 @@ impl Default for Config {
             mbps: 0,
             badblocks: BadBlocks::new(),
             badblocks_once: false,
+            badblocks_partial_io: false,
             timeout: None,
             requeue: None,
             io_timeout: Delta::from_secs(30),
@@ -96,6 +98,32 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The names of the knobs.
+    #[doc(alias = "memb_group_features_show")]
+    pub const KNOBS: [&str; 21] = [
+        "badblocks",
+        "badblocks_once",
+        "badblocks_partial_io",
+        "blocking",
+        "blocksize",
+        "cache_size",
+        "completion_nsec",
+        "discard",
+        "fua",
+        "hw_queue_depth",
+        "io_timeout",
+        "irqmode",
+        "mbps",
+        "memory_backed",
+        "queue_mode",
+        "read_only",
+        "requeue",
+        "rotational",
+        "size",
+        "submit_queues",
+        "timeout",
+    ];
+
     /// Takes the knobs out of parameters and checks them.
     ///
     /// # Errors
@@ -135,6 +163,9 @@ impl Config {
             mbps: p.number("mbps")?.unwrap_or(d.mbps),
             badblocks,
             badblocks_once: p.flag("badblocks_once")?.unwrap_or(d.badblocks_once),
+            badblocks_partial_io: p
+                .flag("badblocks_partial_io")?
+                .unwrap_or(d.badblocks_partial_io),
             timeout: p.text("timeout"),
             requeue: p.text("requeue"),
             io_timeout: p.number("io_timeout")?.map_or(d.io_timeout, millis),
@@ -218,6 +249,19 @@ mod tests {
         let config = Config::take(&mut p)?;
         p.finish()?;
         Ok(config)
+    }
+
+    #[test]
+    fn each_knob_is_known() {
+        for knob in Config::KNOBS {
+            let mut p = Params::parse(&format!("{knob}=zzz")).unwrap();
+            // Refused for its value, or taken.
+            assert!(
+                Config::take(&mut p).is_err() || p.finish().is_ok(),
+                "{knob}"
+            );
+        }
+        assert!(Config::KNOBS.is_sorted());
     }
 
     #[test]

@@ -6,14 +6,15 @@ use crate::store::Store;
 use crate::throttle::Throttle;
 use crate::tree;
 use kshim::block::{
-    BadBlocks, BioOp, BlkMode, BlockOps, BlockWorkers, QueueLimits, SECTOR_SIZE, SubmittedBio,
+    BadBlocks, BioOp, BlkMode, BlockOps, BlockWorkers, Openers, QueueLimits, SECTOR_SIZE,
+    SubmittedBio,
 };
 use kshim::cpu;
 use kshim::fault_inject::FaultAttr;
 use kshim::kobject::Kobject;
 use kshim::page::LentRange;
 use kshim::prelude::*;
-use kshim::sync::SpinLock;
+use kshim::sync::{OnceLock, SpinLock};
 use std::collections::VecDeque;
 use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,7 +59,10 @@ pub(crate) struct Core {
 #[doc(alias = "nullb")]
 pub(crate) struct NullBlk {
     core: Arc<Core>,
-    dir: SpinLock<Option<Arc<Kobject>>>,
+    /// Its directory, where it is one of `mgmt`.
+    kept: OnceLock<Arc<Kobject>>,
+    /// With the directory of others, which are there while they are open.
+    openers: Openers<Option<Arc<Kobject>>>,
     me: Weak<NullBlk>,
 }
 
@@ -116,29 +120,29 @@ impl NullBlk {
         });
         Ok(Arc::new_cyclic(|me| NullBlk {
             core,
-            dir: SpinLock::new(None),
+            kept: OnceLock::new(),
+            openers: Openers::new(),
             me: Weak::clone(me),
         }))
     }
 
-    /// Makes the disk's directory, unless it is there.
+    /// Makes the directory of a disk that is there before it is opened, and until it is dropped. Once.
     ///
     /// Context: may sleep. Errors: `EEXIST`: another disk has the name.
-    pub(crate) fn publish(&self) -> Result {
-        if self.dir.lock().is_some() {
-            return Ok(());
-        }
+    pub(crate) fn keep(&self) -> Result {
+        let dir = self.publish()?;
+        self.kept.set(dir).map_err(|_| EEXIST)
+    }
+
+    fn publish(&self) -> Result<Arc<Kobject>> {
         let ops: Weak<dyn BlockOps> = Weak::<NullBlk>::clone(&self.me);
-        let dir = tree::publish(&self.core, &ops)?;
-        let raced = self.dir.lock().replace(dir);
-        drop(raced);
-        Ok(())
+        tree::publish(&self.core, &ops)
     }
 }
 
 impl Drop for NullBlk {
     fn drop(&mut self) {
-        if let Some(dir) = self.dir.get_mut().take() {
+        if let Some(dir) = self.kept.take() {
             dir.del();
         }
     }
@@ -214,9 +218,23 @@ impl Core {
     }
 
     fn transfer(&self, bio: &mut SubmittedBio) -> Result {
-        if self.any_bad.load(Ordering::Acquire) && bio.op != BioOp::Flush {
-            self.check_bad(bio)?;
+        if self.any_bad.load(Ordering::Acquire)
+            && bio.op != BioOp::Flush
+            && let Some(good) = self.check_bad(bio)?
+        {
+            if good > 0 {
+                let whole = std::mem::replace(&mut bio.len, good);
+                let done = self.transfer_good(bio);
+                bio.len = whole;
+                done?;
+            }
+            return Err(EIO);
         }
+        self.transfer_good(bio)
+    }
+
+    /// What is not bad.
+    fn transfer_good(&self, bio: &mut SubmittedBio) -> Result {
         match &self.store {
             Some(store) => store.transfer(bio),
             // Not what was in the memory before: that may be somebody's secret.
@@ -228,17 +246,23 @@ impl Core {
         }
     }
 
+    /// The bytes that are to be done before it fails, if it meets a bad sector.
     #[doc(alias = "null_handle_badblocks")]
-    fn check_bad(&self, bio: &SubmittedBio) -> Result {
+    fn check_bad(&self, bio: &SubmittedBio) -> Result<Option<usize>> {
         let mut list = self.badblocks.lock();
         let Some((first, n)) = list.check(bio.sector, bio.len as u64 / SECTOR_SIZE) else {
-            return Ok(());
+            return Ok(None);
         };
         if self.config.badblocks_once {
             list.clear(first, n)?;
             self.any_bad.store(!list.is_empty(), Ordering::Release);
         }
-        Err(EIO)
+        if !self.config.badblocks_partial_io {
+            return Ok(Some(0));
+        }
+        let block = u64::from(self.config.blocksize);
+        let good = first.saturating_sub(bio.sector) * SECTOR_SIZE;
+        Ok(Some(usize::try_from(good - good % block)?))
     }
 
     /// Changes the list of bad sectors. Errors: those of `f`.
@@ -334,9 +358,18 @@ impl BlockOps for NullBlk {
     }
 
     fn open(&self, mode: BlkMode) -> Result {
-        if mode.contains(BlkMode::PASSTHROUGH) {
-            return Err(EOPNOTSUPP);
-        }
-        self.publish()
+        self.openers.open(mode, || match self.kept.get() {
+            Some(_) => Ok(None),
+            None => self.publish().map(Some),
+        })
+    }
+
+    /// The directory goes with the last opener, not with the last bio: the next disk of this name may come before that.
+    fn release(&self, _mode: BlkMode) {
+        self.openers.release(|dir| {
+            if let Some(dir) = dir {
+                dir.del();
+            }
+        });
     }
 }

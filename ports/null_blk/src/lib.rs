@@ -12,7 +12,7 @@
 //! | `queue_mode` | `mq` | `bio` (0): no queues, no tags, no `timeout` and `requeue`; `mq` (2) |
 //! | `submit_queues` | 1 | queues of `mq`; the CPU of the submitter chooses |
 //! | `hw_queue_depth` | 64 | bios that each works on at a time |
-//! | `irqmode` | `none` | who completes: `none` (0) the submitter, `softirq` (1) another thread, `timer` (2) a timer |
+//! | `irqmode` | `none` (the kernel's: `softirq`) | who completes: `none` (0) the submitter, `softirq` (1) another thread, `timer` (2) a timer |
 //! | `completion_nsec` | 10000 | delay of `timer` |
 //! | `blocking` | 0 | work on threads that may sleep |
 //! | `memory_backed` | 0 | remember what is written; otherwise reads give what was in the memory, zeroed |
@@ -22,14 +22,23 @@
 //! | `mbps` | 0 | MiB in a second at most |
 //! | `badblocks` | | sectors that fail, `+FIRST-LAST` or `-FIRST-LAST`; also while it is open |
 //! | `badblocks_once` | 0 | a range that failed is good from then on |
+//! | `badblocks_partial_io` | 0 | what lies before the first bad sector is transferred before the bio fails |
 //! | `timeout`, `requeue` | 0 | faults `INTERVAL,PROBABILITY,SPACE,TIMES`: not answered until `io_timeout`, done again later |
 //! | `io_timeout` | 30000 | milliseconds |
 //! | `rotational`, `read_only` | 0 | what it says it is |
 //!
 //! Each is an attribute in `null_blk/NAME/`; beside them stand those that every disk has.
 //!
-//! C source: `drivers/block/null_blk`. Not ported: zones, polled queues, shared tags; `power` is opening and closing.
-//! `cache_size` and `size` are in bytes, not MiB, and `power_cut` is ours.
+//! C source: `drivers/block/null_blk`. `null_blk/features` lists the knobs, as the kernel's file of that name. `cache_size` and
+//! `size` are in bytes, not MiB (kernel: 250 GB); `io_timeout`, `read_only` and `power_cut` are ours. Not ported:
+//!
+//! | knob | why |
+//! |---|---|
+//! | `zoned`, `zone_*` | [`kshim::block`] has no zones |
+//! | `max_sectors`, `virt_boundary` | bios are not split: a table of any length and shape goes to the driver as it is |
+//! | `poll_queues`, `no_sched`, `shared_tags`, `shared_tag_bitmap`, `init_hctx` | there is no `blk-mq` with queues to poll, schedulers or tag sets |
+//! | `home_node`, `use_per_node_hctx` | the shim knows no NUMA nodes |
+//! | `power`, `index`, `nr_devices`, `gb`, `bs` | opening and closing; paths; `size` and `blocksize` |
 #![forbid(unsafe_code)]
 
 mod config;
@@ -66,6 +75,7 @@ pub fn init() -> Result {
     let dir = class_dir(DIR)?;
     let help = || Ok("add NAME KNOB=VALUE&...\ndel NAME\n".to_owned());
     dir.add_attr(Attr::rw("mgmt", help, mgmt))?;
+    dir.add_attr(Attr::ro("features", || Ok(Config::KNOBS.join(",") + "\n")))?;
     register_prober(PREFIX, Arc::new(Driver))
 }
 
@@ -95,16 +105,19 @@ fn mgmt(text: &str) -> Result {
             let config = Config::take(&mut params)?;
             params.finish()?;
             let disk = NullBlk::new(name, config)?;
-            disk.publish()?;
+            disk.keep()?;
             let made = register_disk(&format!("{PREFIX}{name}"), disk)?;
             MADE.lock().insert(name.to_owned(), made);
             Ok(())
         }
         Some("del") if knobs.is_none() => {
-            MADE.lock().get(name).ok_or(ENOENT)?.unregister()?;
-            let gone = MADE.lock().remove(name);
-            drop(gone);
-            Ok(())
+            // Stores come one at a time; waiting for the last bios is not for a spin lock.
+            let disk = MADE.lock().remove(name).ok_or(ENOENT)?;
+            let gone = disk.unregister();
+            if gone.is_err() {
+                MADE.lock().insert(name.to_owned(), disk);
+            }
+            gone
         }
         _ => Err(EINVAL),
     }

@@ -62,7 +62,7 @@ fn fault(core: &Arc<Core>, name: &str, attr: fn(&Core) -> &kshim::fault_inject::
 /// The knobs that cannot be changed while the disk is there.
 fn knobs(core: &Arc<Core>) -> Vec<Attr> {
     type Show = fn(&Config) -> String;
-    let attrs: [(&str, Show); 14] = [
+    let attrs: [(&str, Show); 16] = [
         ("blocksize", |c| c.blocksize.to_string()),
         ("queue_mode", |c| match c.queue_mode {
             QueueMode::Bio => "0".to_owned(),
@@ -83,6 +83,10 @@ fn knobs(core: &Arc<Core>) -> Vec<Attr> {
         ("fua", |c| u8::from(c.fua).to_string()),
         ("mbps", |c| c.mbps.to_string()),
         ("badblocks_once", |c| u8::from(c.badblocks_once).to_string()),
+        ("badblocks_partial_io", |c| {
+            u8::from(c.badblocks_partial_io).to_string()
+        }),
+        ("rotational", |c| u8::from(c.rotational).to_string()),
         ("io_timeout", |c| c.io_timeout.as_millis().to_string()),
     ];
     let make = |(name, show): (&str, Show)| {

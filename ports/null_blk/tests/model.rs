@@ -333,6 +333,56 @@ fn a_bad_range_fails_once_when_asked_to() {
 }
 
 #[test]
+fn what_is_before_a_bad_block_is_done_when_asked_to() {
+    for partial in [false, true] {
+        let knobs = format!(
+            "memory_backed=1&badblocks=+6-6&badblocks_partial_io={}",
+            u8::from(partial)
+        );
+        let disk = open(&name(), &format!("size=32K&{knobs}"));
+        let write = run(&disk, BioOp::Write, 4, 4, ReqFlags::empty(), 9);
+        assert_eq!(write, Err(code::EIO));
+        let held = run(&disk, BioOp::Read, 4, 2, ReqFlags::empty(), 1);
+        assert_eq!(held, Ok(vec![if partial { 9 } else { 0 }; 2]));
+        assert_eq!(
+            run(&disk, BioOp::Read, 7, 1, ReqFlags::empty(), 1),
+            Ok(vec![0])
+        );
+    }
+    // A bad sector in the middle of a block spoils the block.
+    let knobs = "size=32K&blocksize=4096&memory_backed=1&badblocks=+12-12&badblocks_partial_io=1";
+    let disk = open(&name(), knobs);
+    let write = run(&disk, BioOp::Write, 0, 32, ReqFlags::empty(), 9);
+    assert_eq!(write, Err(code::EIO));
+    assert_eq!(
+        run(&disk, BioOp::Read, 0, 8, ReqFlags::empty(), 1),
+        Ok(vec![9; 8])
+    );
+}
+
+#[test]
+fn a_path_can_be_opened_anew_while_bios_of_the_last_opening_are_under_way() {
+    let name = name();
+    let knobs = "size=32K&irqmode=timer&completion_nsec=50000000";
+    let ended = Arc::new(Completion::new());
+    let disk = open(&name, knobs);
+    let mut slow = bio(BioOp::Read, 0, 1, ReqFlags::empty(), 0);
+    let done = Arc::clone(&ended);
+    slow.end_io = Some(Arc::new(move |_: Bio, status: Result| {
+        assert_eq!(status, Ok(()));
+        done.complete_all();
+    }));
+    disk.submit_bio(slow);
+    drop(disk);
+    let again = open(&name, knobs);
+    assert_eq!(get(&format!("{name}/size")).unwrap(), "64\n");
+    ended.wait_for_completion();
+    assert_eq!(get(&format!("{name}/size")).unwrap(), "64\n");
+    drop(again);
+    assert_eq!(get(&format!("{name}/size")), Err(code::ENOENT));
+}
+
+#[test]
 fn disks_made_by_the_tree_remember() {
     init();
     let name = name();
@@ -357,6 +407,7 @@ fn disks_made_by_the_tree_remember() {
         );
     }
     assert_eq!(set("mgmt", "del none"), Err(code::ENOENT));
+    assert!(get("features").unwrap().contains("memory_backed,"));
     assert_eq!(get(&format!("{name}/size")).unwrap(), "64\n");
     assert_eq!(get(&format!("{name}/memory_backed")).unwrap(), "1\n");
     let path = format!("/dev/null_blk/{name}");
