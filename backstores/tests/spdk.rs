@@ -32,7 +32,7 @@ mod with {
     use kshim::block::{Bio, BioEndIo, BioOp, BlkMode, BlockDevice, ReqFlags, dropped_bios};
     use kshim::error::{Result, code};
     use kshim::page::{LentMem, PageBuf};
-    use kshim::reactor::{Reactor, ReactorConfig};
+    use kshim::reactor::{Cx, Reactor, ReactorConfig, Ready, Source};
     use kshim::scatterlist::SGTable;
 
     const RW: BlkMode = BlkMode::READ.union(BlkMode::WRITE);
@@ -242,6 +242,83 @@ mod with {
         data("/dev/spdk/Hot");
     }
 
+    /// A read on the reactor that takes any memory.
+    fn read_lent(reactor: &Reactor, b: &Arc<BlockDevice>, at: u64, len: usize) -> (Bio, Vec<u8>) {
+        let (tx, rx) = channel();
+        let b = Arc::clone(b);
+        reactor.handle().post(move |_| {
+            let end = move |bio: Bio, status: Result| tx.send((bio, status)).unwrap();
+            let bio = Bio::new(BioOp::Read, at / 512, len, Arc::new(end));
+            let sg = SGTable::alloc(len).unwrap();
+            b.submit_bio(bio.with_flags(ReqFlags::LEND).with_sg(sg, 0));
+        });
+        let (bio, status) = rx.recv_timeout(LIMIT).unwrap();
+        status.unwrap();
+        let mut got = vec![0; len];
+        bio.sg.copy_to_slice(0, &mut got).unwrap();
+        (bio, got)
+    }
+
+    /// Something on a reactor that holds memory until the reactor ends.
+    struct Holder {
+        _bio: Bio,
+    }
+
+    impl Source for Holder {
+        fn ready(&mut self, _: &mut Cx<'_>, _: Ready) {}
+        fn woken(&mut self, _: &mut Cx<'_>) {}
+        fn timer(&mut self, _: &mut Cx<'_>, _: u32) {}
+    }
+
+    /// Blocks that are in memory are shown where they are, and stay there until nobody looks any more.
+    fn lending(reactor: &Reactor, socket: &Path) {
+        let new = r#"{"name":"Lend","num_blocks":32768,"block_size":512}"#;
+        rpc(socket, "bdev_malloc_create", new);
+        let b = BlockDevice::open("/dev/spdk/Lend", RW).unwrap();
+        let d = pattern(4, MIB);
+        write(&b, ReqFlags::empty(), 4096, &d).unwrap();
+        // More at once than SPDK keeps for each thread.
+        let held: Vec<_> = (0..600)
+            .map(|i| read_lent(reactor, &b, 4096 + i * 512, 1024))
+            .collect();
+        for (i, (bio, got)) in held.iter().enumerate() {
+            assert!(bio.sg.has_lent() && got[..] == d[i * 512..][..1024], "{i}");
+        }
+        let (one, _) = held.into_iter().next().unwrap();
+        // From elsewhere it is copied.
+        let sg = SGTable::alloc(4096).unwrap();
+        let (bio, status) = run(&b, BioOp::Read, ReqFlags::LEND, 4096, 4096, sg);
+        assert!(status.is_ok() && !bio.sg.has_lent());
+        // Deleted, it is there all the same.
+        let theirs = socket.to_owned();
+        let deletion =
+            std::thread::spawn(move || rpc(&theirs, "bdev_malloc_delete", r#"{"name":"Lend"}"#));
+        let limit = Instant::now() + LIMIT;
+        while b.capacity_bytes() != 0 {
+            assert!(Instant::now() < limit);
+            std::thread::yield_now();
+        }
+        let mut got = [0; 1024];
+        one.sg.copy_to_slice(0, &mut got).unwrap();
+        assert!(got[..] == d[..1024]);
+        drop(one);
+        assert!(deletion.join().unwrap().contains("true"));
+        drop(b);
+        let b = BlockDevice::open("/dev/spdk/P", RW).unwrap();
+        let (bio, _) = read_lent(reactor, &b, 0, 4096);
+        assert!(!bio.sg.has_lent(), "its memory is SPDK's");
+        // A reactor ends while something on it has lent memory.
+        let b = BlockDevice::open("/dev/spdk/M", RW).unwrap();
+        let (bio, _) = read_lent(reactor, &b, 0, 4096);
+        let holder = Box::new(Holder { _bio: bio });
+        let (tx, rx) = channel();
+        reactor.handle().post(move |cx| {
+            cx.add(None, |_| holder).unwrap();
+            tx.send(()).unwrap();
+        });
+        rx.recv_timeout(LIMIT).unwrap();
+    }
+
     fn resizing(socket: &Path) {
         rpc(
             socket,
@@ -348,6 +425,7 @@ mod with {
         drop(BlockDevice::open("/dev/spdk/M", RW).unwrap());
         removal(&reactor, &socket);
         resizing(&socket);
+        lending(&reactor, &socket);
         assert!(rpc(&socket, "bdev_get_bdevs", "{}").contains("\"A\""));
         reactor.stop();
         assert!(spdk::exit());

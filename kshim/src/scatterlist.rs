@@ -620,7 +620,7 @@ impl SGTable {
     ///
     /// # Errors
     ///
-    /// `EFAULT`: a shared or zero piece. `EINVAL`: out of range.
+    /// `EFAULT`: a shared or zero piece, or lent memory that is only read. `EINVAL`: out of range.
     pub fn for_each_raw_mut(
         &mut self,
         at: usize,
@@ -630,8 +630,10 @@ impl SGTable {
         self.walk_mut(at, len, |e, off, n| {
             let base = match &mut e.piece {
                 Piece::Pages(p) => p.ptr(),
-                Piece::Lent(r) => r.ptr(),
-                Piece::Shared(_) | Piece::Zero | Piece::Table(_) => return Err(code::EFAULT),
+                Piece::Lent(r) if !r.is_read_only() => r.ptr(),
+                Piece::Lent(_) | Piece::Shared(_) | Piece::Zero | Piece::Table(_) => {
+                    return Err(code::EFAULT);
+                }
             };
             Ok(f(base.wrapping_add(e.off + off), n))
         })

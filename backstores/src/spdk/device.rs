@@ -7,16 +7,18 @@ use kshim::prelude::*;
 use kshim::sync::SpinLock;
 
 use super::engine::Engine;
-use super::ffi::bdev::{Info, RawDesc};
+use super::ffi::bdev::{Events, Info, RawDesc};
 
 /// Modules that copy data by the CPU, or have the host's kernel do it: any memory will do.
 const ANY_MEMORY: [&str; 4] = ["malloc", "null", "aio", "uring"];
 /// Modules that flush by a call that blocks: it is made on the engine's own thread.
 const FLUSH_BLOCKS: [&str; 1] = ["aio"];
 
+/// Modules that have a block in memory, and show it to a read that comes without memory of its own.
+const SHOWS_MEMORY: [&str; 1] = ["malloc"];
+
 /// A descriptor, shared by all threads with a channel. The last one has it closed.
 pub(super) struct Desc {
-    pub(super) id: u64,
     /// Channels of it shall be closed, and no request started.
     pub(super) leaving: AtomicBool,
     /// `Some` until the drop.
@@ -40,12 +42,16 @@ impl Drop for Desc {
 
 /// An open bdev.
 pub(super) struct Dev {
-    pub(super) id: u64,
     pub(super) name: String,
     pub(super) info: Info,
+    events: Arc<Events>,
+    /// It was closed, or removed.
+    closed: AtomicBool,
     /// Its data must be in memory that devices can reach.
     pub(super) needs_dma: bool,
     pub(super) flush_blocks: bool,
+    /// What is read can be sent from where it is.
+    pub(super) shows_memory: bool,
     /// It is open for writing.
     pub(super) write: bool,
     /// `None` when it was closed, or removed.
@@ -58,13 +64,12 @@ impl Dev {
     ///
     /// Errors: `EOPNOTSUPP`: a kind of bdev that is no plain disk.
     pub(super) fn new(
-        id: u64,
         (name, write): (&str, bool),
         (raw, info): (RawDesc, Info),
         engine: &Arc<Engine>,
     ) -> Result<Arc<Dev>> {
+        let events = Arc::clone(raw.events());
         let desc = Desc {
-            id,
             leaving: AtomicBool::new(false),
             raw: Some(raw),
             engine: Arc::clone(engine),
@@ -83,11 +88,13 @@ impl Dev {
             return Err(EOPNOTSUPP);
         }
         Ok(Arc::new(Dev {
-            id,
             name: name.to_owned(),
+            closed: AtomicBool::new(false),
             needs_dma: engine.has_devices && !ANY_MEMORY.contains(&info.module.as_str()),
             flush_blocks: FLUSH_BLOCKS.contains(&info.module.as_str()),
+            shows_memory: info.zcopy && SHOWS_MEMORY.contains(&info.module.as_str()),
             write,
+            events,
             info,
             desc: SpinLock::new(Some(Arc::new(desc))),
             engine: Arc::clone(engine),
@@ -129,14 +136,15 @@ impl Dev {
 
     /// Its size in blocks now; 0 when it is gone.
     pub(super) fn blocks(&self) -> u64 {
-        let blocks = |d: &Arc<Desc>| Some(d.raw().ok()?.events().blocks.load(Ordering::Acquire));
-        self.desc.lock().as_ref().and_then(blocks).unwrap_or(0)
+        if self.closed.load(Ordering::Relaxed) {
+            return 0;
+        }
+        self.events.blocks.load(Ordering::Acquire)
     }
 
-    /// Whether SPDK has removed it.
+    /// Whether SPDK has removed it, and it is open still.
     pub(super) fn is_removed(&self) -> bool {
-        let removed = |d: &Arc<Desc>| Some(d.raw().ok()?.events().removed.load(Ordering::Acquire));
-        self.desc.lock().as_ref().and_then(removed).unwrap_or(false)
+        self.events.removed.load(Ordering::Acquire) && self.desc.lock().is_some()
     }
 
     /// Has all threads close it; requests that are on their way end first.
@@ -144,6 +152,7 @@ impl Dev {
         let Some(desc) = self.desc.lock().take() else {
             return;
         };
+        self.closed.store(true, Ordering::Relaxed);
         desc.leaving.store(true, Ordering::Release);
         drop(desc);
         self.engine.sweep();

@@ -2,6 +2,7 @@
 
 use kshim::block::{BlkMode, BlockOps, BlockProber, Openers, QueueLimits, SubmittedBio};
 use kshim::prelude::*;
+use kshim::sync::rcu::{self, Rcu};
 
 use super::SPDK_PREFIX;
 use super::device::Dev;
@@ -22,6 +23,7 @@ impl BlockProber for Prober {
         Ok(Arc::new(Disk {
             name: name.to_owned(),
             openers: Openers::new(),
+            dev: Rcu::new(None),
         }))
     }
 }
@@ -29,11 +31,15 @@ impl BlockProber for Prober {
 struct Disk {
     name: String,
     openers: Openers<Arc<Dev>>,
+    /// What `openers` keeps, for bios.
+    dev: Rcu<Option<Arc<Dev>>>,
 }
 
 impl Disk {
-    fn dev(&self) -> Option<Arc<Dev>> {
-        self.openers.kept()
+    /// What `f` says of the open bdev.
+    fn with<R>(&self, f: impl FnOnce(&Arc<Dev>) -> R) -> Option<R> {
+        let guard = rcu::read_lock();
+        self.dev.read(&guard).as_ref().map(f)
     }
 
     fn open_dev(&self, mode: BlkMode) -> Result<Arc<Dev>> {
@@ -50,37 +56,35 @@ impl Disk {
 
 impl BlockOps for Disk {
     fn submit_bio(&self, bio: SubmittedBio) {
-        let Some(dev) = self.dev() else {
+        let guard = rcu::read_lock();
+        let Some(dev) = self.dev.read(&guard) else {
             return bio.complete(Err(ENODEV));
         };
-        if dev.may_block(&bio) {
-            let engine = Arc::clone(&dev.engine);
-            return engine.submit(dev, bio);
+        if !dev.may_block(&bio)
+            && let Some(local) = local::of_reactor(&dev.engine)
+        {
+            return local.submit(dev, bio);
         }
-        match local::of_reactor(&dev.engine) {
-            Some(local) => local.submit(dev, bio),
-            None => {
-                let engine = Arc::clone(&dev.engine);
-                engine.submit(dev, bio);
-            }
-        }
+        dev.engine.submit(Arc::clone(dev), bio);
     }
 
     fn limits(&self) -> QueueLimits {
-        self.dev()
-            .map_or_else(QueueLimits::default, |d| d.limits(MAX_RANGE))
+        self.with(|d| d.limits(MAX_RANGE)).unwrap_or_default()
     }
 
     fn capacity_bytes(&self) -> u64 {
-        self.dev().map_or(0, |d| {
-            d.blocks().saturating_mul(u64::from(d.info.block_size))
-        })
+        let bytes = |d: &Arc<Dev>| d.blocks().saturating_mul(u64::from(d.info.block_size));
+        self.with(bytes).unwrap_or(0)
     }
 
     fn open(&self, mode: BlkMode) -> Result {
-        self.openers.open(mode, || self.open_dev(mode))?;
+        self.openers.open(mode, || {
+            let dev = self.open_dev(mode)?;
+            self.dev.replace(Some(Arc::clone(&dev)));
+            Ok(dev)
+        })?;
         // The first one may have opened it for reading only.
-        let fits = !mode.contains(BlkMode::WRITE) || self.dev().is_some_and(|d| d.write);
+        let fits = !mode.contains(BlkMode::WRITE) || self.openers.kept().is_some_and(|d| d.write);
         if !fits {
             self.release(mode);
             return Err(EBUSY);
@@ -89,6 +93,9 @@ impl BlockOps for Disk {
     }
 
     fn release(&self, _mode: BlkMode) {
-        self.openers.release(|dev| dev.close());
+        self.openers.release(|dev| {
+            self.dev.replace(None);
+            dev.close();
+        });
     }
 }

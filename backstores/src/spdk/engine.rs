@@ -96,7 +96,6 @@ pub(super) struct Engine {
     descs: AtomicUsize,
     /// Grows when threads shall look for channels to close.
     sweeps: AtomicU64,
-    next_id: AtomicU64,
 }
 
 impl Engine {
@@ -114,7 +113,6 @@ impl Engine {
             devs: SpinLock::new(Vec::new()),
             descs: AtomicUsize::new(0),
             sweeps: AtomicU64::new(0),
-            next_id: AtomicU64::new(1),
         });
         let started = Answer::new();
         let (theirs, told) = (Arc::clone(&engine), Arc::clone(&started));
@@ -270,7 +268,7 @@ impl Engine {
                 raw.close();
                 self.descs.fetch_sub(1, Ordering::Relaxed);
             }
-            Job::Bio(dev, bio) => local.submit(dev, bio),
+            Job::Bio(dev, bio) => local.submit(&dev, bio),
             Job::Stop => {}
         }
     }
@@ -281,8 +279,7 @@ impl Engine {
             e => pr_err!("SPDK: bdev {name} cannot be opened: {e}"),
         })?;
         self.descs.fetch_add(1, Ordering::Relaxed);
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let dev = Dev::new(id, (name, write), opened, self)?;
+        let dev = Dev::new((name, write), opened, self)?;
         let mut devs = self.devs.lock();
         devs.retain(|d| d.strong_count() > 0);
         devs.push(Arc::downgrade(&dev));

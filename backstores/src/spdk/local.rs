@@ -16,7 +16,8 @@ use kshim::time::{Delta, Instant};
 
 use super::device::{Desc, Dev};
 use super::engine::Engine;
-use super::ffi::bdev::{self, Channel, IoVec};
+use super::ffi::bdev::{self, Channel};
+use super::ffi::lend::Lends;
 use super::ffi::thread::Thread;
 use super::request::Request;
 
@@ -29,14 +30,17 @@ const END_LIMIT: Delta = Delta::from_secs(10);
 /// After so many polls in a row that a submit did in vain, only one submit in [`RETRY_EAGER`] polls.
 const MAX_MISSES: u32 = 16;
 const RETRY_EAGER: u32 = 256;
-/// Lists of pieces that are kept.
+/// Unused requests that are kept.
 const SPARES: usize = 256;
+/// How often the end of a reactor's sources is awaited, of which some may have memory that is lent.
+const MAX_LAST: u32 = 8;
 
 /// A thread's way to a bdev. Closed with the last request that uses it.
 pub(super) struct Chan {
     // Before the descriptor.
     pub(super) channel: Channel,
     pub(super) desc: Arc<Desc>,
+    pub(super) dev: Arc<Dev>,
 }
 
 /// What a thread has of SPDK.
@@ -44,7 +48,10 @@ pub(super) struct Local {
     chans: RefCell<Vec<Rc<Chan>>>,
     /// Requests that SPDK had no room for.
     waiting: RefCell<VecDeque<Box<Request>>>,
-    spare: RefCell<Vec<Vec<IoVec>>>,
+    /// Boxes, as SPDK has their addresses.
+    spare: RefCell<Vec<Box<Request>>>,
+    /// Before the channels, which it keeps.
+    lends: Lends<Rc<Chan>>,
     scratch: Cell<Vec<(Box<Request>, Result)>>,
     inflight: Cell<usize>,
     turning: Cell<bool>,
@@ -87,7 +94,7 @@ fn attach(cx: &mut Cx<'_>) {
         return;
     };
     let theirs = Rc::clone(&local);
-    match cx.add(None, |_| Box::new(Poll(Some(theirs)))) {
+    match cx.add(None, |_| Box::new(Poll(Some(theirs), 0))) {
         Ok(token) => {
             local.engine.add_poller(cx.handle().clone(), token);
             *local.poller.borrow_mut() = Some((cx.handle().clone(), token));
@@ -98,8 +105,8 @@ fn attach(cx: &mut Cx<'_>) {
     }
 }
 
-/// Polls in a reactor's rounds.
-struct Poll(Option<Rc<Local>>);
+/// Polls in a reactor's rounds. The number counts the times that it was removed while memory was lent.
+struct Poll(Option<Rc<Local>>, u32);
 
 impl Poll {
     fn turn(&self, cx: &mut Cx<'_>) {
@@ -130,18 +137,28 @@ impl Source for Poll {
     }
 
     fn removed(&mut self, cx: &mut Cx<'_>) {
-        LOCAL.set(None);
-        if let Some(local) = self.0.take() {
-            local.engine.remove_poller(cx.token());
-            end(local);
+        let Some(local) = self.0.take() else { return };
+        local.engine.remove_poller(cx.token());
+        local.collect();
+        // Those who have lent memory may be the next to be removed: this source comes again after them.
+        if local.lends.len() > 0 && self.1 < MAX_LAST {
+            let (again, times) = (Rc::clone(&local), self.1 + 1);
+            if cx.add(None, |_| Box::new(Poll(Some(again), times))).is_ok() {
+                return;
+            }
         }
+        LOCAL.set(None);
+        end(local);
     }
 }
 
 /// Ends a thread's part: requests end, channels are closed, the `spdk_thread` exits. `false`: that took too long, and it stays.
 pub(super) fn end(local: Rc<Local>) -> bool {
     let limit = Instant::now() + END_LIMIT;
-    while local.inflight.get() > 0 && Instant::now() < limit {
+    while local.inflight.get() > 0 || local.lends.len() > 0 {
+        if Instant::now() >= limit {
+            break;
+        }
         local.turn();
     }
     let waiting = std::mem::take(&mut *local.waiting.borrow_mut());
@@ -175,6 +192,7 @@ impl Local {
             chans: RefCell::default(),
             waiting: RefCell::default(),
             spare: RefCell::default(),
+            lends: Lends::default(),
             scratch: Cell::default(),
             inflight: Cell::new(0),
             turning: Cell::new(false),
@@ -198,30 +216,33 @@ impl Local {
         left > 0
     }
 
-    fn chan(&self, dev: &Dev) -> Result<Rc<Chan>> {
-        if let Some(chan) = self.chans.borrow().iter().find(|c| c.desc.id == dev.id) {
+    fn chan(&self, dev: &Arc<Dev>) -> Result<Rc<Chan>> {
+        let chans = self.chans.borrow();
+        if let Some(chan) = chans.iter().find(|c| Arc::ptr_eq(&c.dev, dev)) {
             return Ok(Rc::clone(chan));
         }
+        drop(chans);
         let desc = dev.desc().ok_or(ENODEV)?;
         let channel = Channel::get(desc.raw()?)?;
-        let chan = Rc::new(Chan { channel, desc });
+        let dev = Arc::clone(dev);
+        let chan = Rc::new(Chan { channel, desc, dev });
         self.chans.borrow_mut().push(Rc::clone(&chan));
         Ok(chan)
     }
 
     /// Starts a bio, which may have ended when this returns.
-    pub(super) fn submit(&self, dev: Arc<Dev>, bio: SubmittedBio) {
-        let chan = match self.chan(&dev) {
+    pub(super) fn submit(&self, dev: &Arc<Dev>, bio: SubmittedBio) {
+        let chan = match self.chan(dev) {
             Ok(chan) if !chan.desc.leaving.load(Ordering::Acquire) => chan,
             Ok(_) => return bio.complete(Err(ENODEV)),
             Err(e) => return bio.complete(Err(e)),
         };
-        let pieces = self.spare.borrow_mut().pop().unwrap_or_default();
-        let Some(request) = Request::new(bio, dev, chan, pieces) else {
-            return;
-        };
+        let mut request = self.spare.borrow_mut().pop().unwrap_or_default();
+        if !request.prepare(bio, chan, self.poller.borrow().is_some()) {
+            return self.keep(request);
+        }
         self.inflight.update(|n| n + 1);
-        self.start(Box::new(request));
+        self.start(request);
         if self.eager() {
             let before = self.inflight.get();
             self.turn();
@@ -257,10 +278,11 @@ impl Local {
     }
 
     fn start(&self, request: Box<Request>) {
-        let chan = Rc::clone(request.chan());
-        let started = match chan.desc.raw() {
-            Ok(raw) => bdev::submit(raw, &chan.channel, request),
-            Err(e) => Err((request, e)),
+        let chan = request.chan().map(Rc::clone);
+        let started = match chan.as_ref().map(|c| (c, c.desc.raw())) {
+            Ok((chan, Ok(raw))) => bdev::submit(raw, &chan.channel, request),
+            Ok((_, Err(e))) => Err((request, e)),
+            Err(&e) => Err((request, e)),
         };
         match started {
             Ok(()) => {}
@@ -269,15 +291,20 @@ impl Local {
         }
     }
 
-    fn finish(&self, request: Box<Request>, status: Result) {
+    fn finish(&self, mut request: Box<Request>, status: Result) {
         self.inflight.update(|n| n - 1);
-        if request.chan().desc.leaving.load(Ordering::Relaxed) {
+        let leaving = |c: &Rc<Chan>| c.desc.leaving.load(Ordering::Relaxed);
+        if request.chan().is_ok_and(leaving) {
             self.linger.set(LINGER);
         }
-        let pieces = request.finish(status);
+        request.finish(status, &self.lends);
+        self.keep(request);
+    }
+
+    fn keep(&self, request: Box<Request>) {
         let mut spare = self.spare.borrow_mut();
         if spare.len() < SPARES {
-            spare.push(pieces);
+            spare.push(request);
         }
     }
 
@@ -287,6 +314,7 @@ impl Local {
             return false;
         }
         let _clear = Clear(&self.turning);
+        self.collect();
         let busy = self.thread.poll();
         self.go_on();
         // As many as there are: one that fails again waits for the next turn.
@@ -299,6 +327,15 @@ impl Local {
         }
         self.sweep();
         busy
+    }
+
+    /// Ends what was lent and is not needed any more.
+    fn collect(&self) {
+        self.lends.collect(|chan| {
+            if chan.desc.leaving.load(Ordering::Relaxed) {
+                self.linger.set(LINGER);
+            }
+        });
     }
 
     fn go_on(&self) {

@@ -1,14 +1,15 @@
 //! A bio on its way through SPDK.
 
+use std::ptr::null_mut;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kshim::block::{BioOp, ReqFlags, SubmittedBio};
+use kshim::block::{Bio, BioOp, ReqFlags, SubmittedBio};
 use kshim::prelude::*;
 
-use super::device::Dev;
-use super::ffi::bdev::{IoVec, iovec};
+use super::ffi::bdev::{IoVec, ReadIo, iovec};
 use super::ffi::dma::{DmaBuf, reachable};
+use super::ffi::lend::Lends;
 use super::local::Chan;
 
 /// Bios whose data was copied.
@@ -20,8 +21,9 @@ pub(super) fn bounced() -> u64 {
 }
 
 /// What SPDK is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Op {
+    #[default]
     Read,
     Write,
     Flush,
@@ -30,18 +32,25 @@ pub(super) enum Op {
 }
 
 /// Which part of a bio is at SPDK.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Step {
     FlushBefore,
+    #[default]
     Itself,
     FlushAfter,
 }
 
-/// A bio, the way it goes, and its memory as SPDK wants it. It stays on one thread.
-pub(super) struct Request {
+/// A bio that is at SPDK, and the way to it.
+struct Job {
     bio: SubmittedBio,
-    dev: Arc<Dev>,
     chan: Rc<Chan>,
+}
+
+/// A bio, the way it goes, and its memory as SPDK wants it. It stays on one thread, and serves one bio after the other.
+#[derive(Default)]
+pub(super) struct Request {
+    /// `Some` from [`Request::prepare`] to [`Request::finish`].
+    job: Option<Job>,
     op: Op,
     step: Step,
     block: u64,
@@ -49,17 +58,17 @@ pub(super) struct Request {
     pieces: Vec<IoVec>,
     /// Where the data is if devices cannot reach the bio's own memory.
     bounce: Option<DmaBuf>,
+    /// The bdev shows its own memory.
+    borrows: bool,
+    /// What it showed.
+    found: Option<ReadIo>,
 }
 
 impl Request {
-    /// Prepares a bio; `pieces` is an empty list, for its capacity. `None`: it has ended
-    /// here, as there is nothing to do, or it cannot be done.
-    pub(super) fn new(
-        mut bio: SubmittedBio,
-        dev: Arc<Dev>,
-        chan: Rc<Chan>,
-        mut pieces: Vec<IoVec>,
-    ) -> Option<Request> {
+    /// Takes a bio. `lends`: the thread can lend memory of bdevs. `false`: the bio has ended here, as there is nothing to do, or it
+    /// cannot be done.
+    pub(super) fn prepare(&mut self, mut bio: SubmittedBio, chan: Rc<Chan>, lends: bool) -> bool {
+        let dev = &chan.dev;
         let info = &dev.info;
         let op = match bio.op {
             BioOp::Read => Op::Read,
@@ -73,35 +82,35 @@ impl Request {
         if bio.op != BioOp::Flush && bio.len == 0 {
             return ended(bio, Ok(()));
         }
-        pieces.clear();
-        let bounce = match op {
-            Op::Read | Op::Write => match gather(&mut bio, op, dev.needs_dma, &mut pieces) {
+        self.pieces.clear();
+        self.borrows = lends && op == Op::Read && dev.shows_memory && may_lend(&bio);
+        self.bounce = match op {
+            Op::Read if self.borrows => {
+                self.pieces.push(iovec(null_mut(), bio.len));
+                None
+            }
+            Op::Read | Op::Write => match gather(&mut bio, op, dev.needs_dma, &mut self.pieces) {
                 Ok(bounce) => bounce,
                 Err(e) => return ended(bio, Err(e)),
             },
             _ => None,
         };
         let size = u64::from(info.block_size);
-        let step = if bio.flags.contains(ReqFlags::PREFLUSH) && info.flush {
+        self.step = if bio.flags.contains(ReqFlags::PREFLUSH) && info.flush {
             Step::FlushBefore
         } else {
             Step::Itself
         };
-        Some(Request {
-            op,
-            step,
-            block: bio.pos() / size,
-            blocks: bio.len as u64 / size,
-            pieces,
-            bounce,
-            bio,
-            dev,
-            chan,
-        })
+        self.op = op;
+        self.block = bio.pos().checked_div(size).unwrap_or(0);
+        self.blocks = (bio.len as u64).checked_div(size).unwrap_or(0);
+        self.job = Some(Job { bio, chan });
+        true
     }
 
-    pub(super) fn chan(&self) -> &Rc<Chan> {
-        &self.chan
+    /// The way to the bdev. Errors: `EINVAL`: it has no bio.
+    pub(super) fn chan(&self) -> Result<&Rc<Chan>> {
+        self.job.as_ref().map(|j| &j.chan).ok_or(EINVAL)
     }
 
     pub(super) fn op(&self) -> Op {
@@ -123,7 +132,7 @@ impl Request {
     /// How many.
     pub(super) fn blocks(&self) -> u64 {
         if self.is_whole() {
-            self.dev.blocks()
+            self.job.as_ref().map_or(0, |j| j.chan.dev.blocks())
         } else {
             self.blocks
         }
@@ -133,51 +142,70 @@ impl Request {
         &mut self.pieces
     }
 
+    /// Whether the bdev shows its own memory in this step.
+    pub(super) fn borrows(&self) -> bool {
+        self.borrows && self.op() == Op::Read
+    }
+
+    /// Takes the memory that a bdev has shown.
+    pub(super) fn found(&mut self, io: Option<ReadIo>) {
+        self.found = io;
+    }
+
     /// Goes on after a step has ended well. `false`: that was the last.
     pub(super) fn next_step(&mut self) -> bool {
-        let fua = self.bio.flags.contains(ReqFlags::FUA) && self.bio.op.is_write();
+        let Some(Job { bio, chan }) = &self.job else {
+            return false;
+        };
+        let fua = bio.flags.contains(ReqFlags::FUA) && bio.op.is_write();
         self.step = match self.step {
             Step::FlushBefore if self.op != Op::Flush => Step::Itself,
-            Step::Itself if fua && self.dev.info.flush => Step::FlushAfter,
+            Step::Itself if fua && chan.dev.info.flush => Step::FlushAfter,
             _ => return false,
         };
         true
     }
 
-    /// Ends the bio. Returns the list of pieces, for the next.
-    pub(super) fn finish(mut self, status: Result) -> Vec<IoVec> {
-        let status = status.and_then(|()| self.copy_back());
+    /// Ends the bio.
+    pub(super) fn finish(&mut self, status: Result, lends: &Lends<Rc<Chan>>) {
+        let Some(Job { mut bio, chan }) = self.job.take() else {
+            return;
+        };
+        let status = status.and_then(|()| self.hand_over(&mut bio, &chan, lends));
+        // Nobody's any more.
+        self.found = None;
+        self.bounce = None;
         if let Err(e) = status {
-            pr_debug!("{}: {:?}: {e}", self.dev.name, self.bio);
+            pr_debug!("{}: {bio:?}: {e}", chan.dev.name);
         }
-        let Request {
-            bio,
-            dev,
-            chan,
-            mut pieces,
-            ..
-        } = self;
         // Before the bio's owner can close the device.
-        drop((dev, chan));
+        drop(chan);
         bio.complete(status);
-        pieces.clear();
-        pieces
     }
 
-    fn copy_back(&mut self) -> Result {
+    /// Gives a bio what was read elsewhere for it.
+    fn hand_over(&mut self, bio: &mut Bio, chan: &Rc<Chan>, lends: &Lends<Rc<Chan>>) -> Result {
+        if self.borrows {
+            let io = self.found.take().ok_or(EIO)?;
+            let mem = lends.lend(io, Rc::clone(chan))?;
+            bio.sg.clear();
+            return bio.sg.push_lent(mem.range(0, bio.len)?);
+        }
         match &mut self.bounce {
-            Some(buf) if self.op == Op::Read => {
-                let at = self.bio.sg_at;
-                self.bio.sg.copy_from_slice(at, buf.bytes())
-            }
+            Some(buf) if self.op == Op::Read => bio.sg.copy_from_slice(bio.sg_at, buf.bytes()),
             _ => Ok(()),
         }
     }
 }
 
-fn ended(bio: SubmittedBio, status: Result) -> Option<Request> {
+/// Whether a read takes whatever memory.
+fn may_lend(bio: &Bio) -> bool {
+    bio.flags.contains(ReqFlags::LEND) && bio.sg_at == 0 && bio.sg.len() == bio.len
+}
+
+fn ended(bio: SubmittedBio, status: Result) -> bool {
     bio.complete(status);
-    None
+    false
 }
 
 /// Makes the list of a bio's pieces, or of one that stands for them.

@@ -64,6 +64,9 @@ bitflags! {
         /// [`BioOp::WriteZeroes`]: keep the blocks allocated.
         #[doc(alias = "REQ_NOUNMAP")]
         const NOUNMAP = 1 << 4;
+        /// [`BioOp::Read`] of the whole table: rather than copy, the driver may put memory of its own in the place of what is there,
+        /// [lent](crate::page::LentMem) and only to be read. It is to be let go of soon: the driver may have to wait for that.
+        const LEND = 1 << 5;
     }
 }
 

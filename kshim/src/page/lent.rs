@@ -17,8 +17,12 @@
 //!
 //! Memory of a *file* may also vanish under us (truncation, full disk). It is copied under the fault guard of `sys::linux::guard` and
 //! never lent: see [`LentMem::can_lend`].
+//!
+//! Memory of a *driver* ([`LentMem::of_driver`]) is what a library has read a block into, or where it has the block itself. It is only looked
+//! at, and the driver hears when nobody does any more.
 
 use std::fmt;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::{PAGE_SIZE, check_range};
@@ -34,16 +38,48 @@ const HUGE_PAGE_SIZE: usize = 2 << 20;
 /// Pieces in which patterns are written.
 const FILL_CHUNK: usize = 4096;
 
+/// Who has memory that [`LentMem::of_driver`] lends.
+pub trait LentOwner: Send + Sync {
+    /// Nobody looks at the memory any more that was lent under `key`.
+    ///
+    /// Context: any thread; must not block.
+    fn give_back(&self, key: u64);
+}
+
 enum Kind {
-    Anonymous,
-    File(File, Access),
+    Anonymous(Mapping),
+    File(Mapping, File, Access),
+    /// Only read.
+    Driver(NonNull<u8>, Arc<dyn LentOwner>, u64),
 }
 
 struct Inner {
-    map: Mapping,
     /// Usable bytes; the mapping may be longer by a part of a page.
     len: usize,
     kind: Kind,
+}
+
+// SAFETY: the pointer of a driver is good for all threads, by the contract of `of_driver`; all else is `Send`.
+unsafe impl Send for Inner {}
+// SAFETY: as above; copies out of it may happen side by side.
+unsafe impl Sync for Inner {}
+
+impl Inner {
+    /// The first byte.
+    fn ptr(&self) -> *mut u8 {
+        match &self.kind {
+            Kind::Anonymous(map) | Kind::File(map, ..) => map.ptr().as_ptr(),
+            Kind::Driver(ptr, ..) => ptr.as_ptr(),
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Kind::Driver(_, owner, key) = &self.kind {
+            owner.give_back(*key);
+        }
+    }
 }
 
 /// Large memory that several commands may read and write at the same time. Cheap to clone.
@@ -83,9 +119,8 @@ impl LentMem {
             map.advise_huge();
         }
         Ok(LentMem(Arc::new(Inner {
-            map,
             len,
-            kind: Kind::Anonymous,
+            kind: Kind::Anonymous(map),
         })))
     }
 
@@ -109,10 +144,33 @@ impl LentMem {
         }
         let map = Mapping::shared_file(file.as_fd(), 0, len, access)?;
         Ok(LentMem(Arc::new(Inner {
-            map,
             len,
-            kind: Kind::File(file, access),
+            kind: Kind::File(map, file, access),
         })))
+    }
+
+    /// Memory of a driver's, for reading: what would write to it fails with `EROFS`.
+    ///
+    /// Context: any. Errors: `EINVAL`: 0 bytes.
+    ///
+    /// # Safety
+    ///
+    /// `len` bytes from `ptr` on can be read, by any thread, until [`LentOwner::give_back`] was called with this key; it is called
+    /// once, after an error too. They may change meanwhile.
+    pub unsafe fn of_driver(
+        ptr: NonNull<u8>,
+        len: usize,
+        owner: Arc<dyn LentOwner>,
+        key: u64,
+    ) -> Result<LentMem> {
+        let mem = LentMem(Arc::new(Inner {
+            len,
+            kind: Kind::Driver(ptr, owner, key),
+        }));
+        if len == 0 {
+            return Err(code::EINVAL);
+        }
+        Ok(mem)
     }
 
     /// Bytes.
@@ -123,7 +181,14 @@ impl LentMem {
 
     /// Whether [`LentMem::range`] works: only for memory that cannot vanish.
     pub fn can_lend(&self) -> bool {
-        matches!(self.0.kind, Kind::Anonymous)
+        !matches!(self.0.kind, Kind::File(..))
+    }
+
+    fn is_read_only(&self) -> bool {
+        matches!(
+            self.0.kind,
+            Kind::Driver(..) | Kind::File(_, _, Access::ReadOnly)
+        )
     }
 
     /// Lends a range.
@@ -174,15 +239,15 @@ impl LentMem {
     /// `src` is `len` readable bytes, `off..off + len` is in range. Overlap is allowed for anonymous memory only.
     unsafe fn copy_in_raw(&self, off: usize, src: *const u8, len: usize) -> Result {
         // SAFETY: in range by contract.
-        let dst = unsafe { self.0.map.ptr().as_ptr().add(off) };
+        let dst = unsafe { self.0.ptr().add(off) };
         match &self.0.kind {
-            Kind::Anonymous => {
+            Kind::Anonymous(_) => {
                 // SAFETY: both ranges are valid by contract and invariant.
                 unsafe { raw_copy(dst, src, len) };
                 Ok(())
             }
-            Kind::File(_, Access::ReadOnly) => Err(code::EROFS),
-            Kind::File(file, _) => {
+            Kind::Driver(..) | Kind::File(_, _, Access::ReadOnly) => Err(code::EROFS),
+            Kind::File(_, file, _) => {
                 // SAFETY: both ranges are mapped, and `map_file` installed the guard.
                 if unsafe { guarded_copy(dst, src, len) }.is_ok() {
                     return Ok(());
@@ -199,9 +264,9 @@ impl LentMem {
     /// `dst` is `len` writable bytes, `off..off + len` is in range. Overlap is allowed for anonymous memory only.
     unsafe fn copy_out_raw(&self, off: usize, dst: *mut u8, len: usize) -> Result {
         // SAFETY: in range by contract.
-        let src = unsafe { self.0.map.ptr().as_ptr().add(off) };
+        let src = unsafe { self.0.ptr().add(off) };
         match &self.0.kind {
-            Kind::Anonymous => {
+            Kind::Anonymous(_) | Kind::Driver(..) => {
                 // SAFETY: both ranges are valid by contract and invariant.
                 unsafe { raw_copy(dst, src, len) };
                 Ok(())
@@ -221,6 +286,9 @@ impl LentMem {
     ) -> Result {
         check_range(off, len, self.0.len)?;
         check_range(at, len, dst.len)?;
+        if dst.is_read_only() {
+            return Err(code::EROFS);
+        }
         // SAFETY: `dst` is anonymous memory, in range; overlap is possible only when both are the same anonymous memory.
         unsafe { self.copy_out_raw(off, dst.ptr().add(at), len) }
     }
@@ -259,16 +327,17 @@ impl LentMem {
     /// Context: may sleep. Errors: as [`LentMem::copy_in`].
     pub fn discard(&self, off: usize, len: usize) -> Result {
         check_range(off, len, self.0.len)?;
-        match &self.0.kind {
-            Kind::Anonymous => {}
-            Kind::File(_, Access::ReadOnly) => return Err(code::EROFS),
-            Kind::File(file, _) => match file.punch_hole(off as u64, len as u64) {
+        let map = match &self.0.kind {
+            Kind::Anonymous(map) => map,
+            Kind::Driver(..) | Kind::File(_, _, Access::ReadOnly) => return Err(code::EROFS),
+            Kind::File(_, file, _) => match file.punch_hole(off as u64, len as u64) {
                 Err(code::EOPNOTSUPP) => return self.fill(off, len, 0),
                 // A hole below the mapped length of a truncated file would go unnoticed.
                 Ok(()) if file.size()? < (off + len) as u64 => return Err(code::EIO),
-                r => return r,
+                Ok(()) => return Ok(()),
+                Err(e) => return Err(e),
             },
-        }
+        };
         let page = host_page_size();
         let first = off.next_multiple_of(page);
         let last = (off + len) - (off + len) % page;
@@ -278,7 +347,7 @@ impl LentMem {
         self.fill(off, first - off, 0)?;
         self.fill(last, off + len - last, 0)?;
         // SAFETY: the mapping is anonymous (checked above), and no reference into it is ever made.
-        unsafe { self.0.map.dont_need(first, last - first) }
+        unsafe { map.dont_need(first, last - first) }
     }
 
     /// Makes what was written to a range durable. Anonymous memory has nothing to do.
@@ -291,17 +360,17 @@ impl LentMem {
     pub fn sync(&self, off: usize, len: usize) -> Result {
         check_range(off, len, self.0.len)?;
         match &self.0.kind {
-            Kind::Anonymous | Kind::File(_, Access::ReadOnly) => Ok(()),
-            Kind::File(file, _) if len == self.0.len => file.fdatasync(),
-            Kind::File(..) => self.0.map.sync(off, len),
+            Kind::Anonymous(_) | Kind::Driver(..) | Kind::File(_, _, Access::ReadOnly) => Ok(()),
+            Kind::File(_, file, _) if len == self.0.len => file.fdatasync(),
+            Kind::File(map, ..) => map.sync(off, len),
         }
     }
 
     /// The file behind it, if there is one.
     pub fn file(&self) -> Option<&File> {
         match &self.0.kind {
-            Kind::Anonymous => None,
-            Kind::File(f, _) => Some(f),
+            Kind::Anonymous(_) | Kind::Driver(..) => None,
+            Kind::File(_, f, _) => Some(f),
         }
     }
 }
@@ -342,7 +411,7 @@ impl fmt::Debug for LentMem {
 pub struct LentRange {
     /// # Invariants
     ///
-    /// Anonymous, and `off..off + len` is inside.
+    /// No memory of a file, and `off..off + len` is inside.
     mem: LentMem,
     off: usize,
     len: usize,
@@ -352,6 +421,11 @@ impl LentRange {
     /// Bytes.
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// Whether writing to it fails.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.mem.is_read_only()
     }
 
     /// Whether it has none.
@@ -399,7 +473,7 @@ impl LentRange {
     /// The first byte, for system calls. Never to be made a reference.
     pub(crate) fn ptr(&self) -> *mut u8 {
         // SAFETY: inside the mapping by the invariant.
-        unsafe { self.mem.0.map.ptr().as_ptr().add(self.off) }
+        unsafe { self.mem.0.ptr().add(self.off) }
     }
 }
 
@@ -517,6 +591,42 @@ mod tests {
         assert_eq!(s.copy_out(1, &mut b), Err(code::EINVAL));
         assert_eq!(s.slice(5, 1).err(), Some(code::EINVAL));
         assert!(s.slice(5, 0).unwrap().is_empty());
+    }
+
+    #[test]
+    fn memory_of_a_driver_is_read_and_given_back() {
+        struct Owner(crate::sync::SpinLock<Vec<u64>>, Box<[u8]>);
+        impl LentOwner for Owner {
+            fn give_back(&self, key: u64) {
+                self.0.lock().push(key);
+            }
+        }
+        let own = Arc::new(Owner(Default::default(), vec![7; 8192].into()));
+        let lend = |len, key| {
+            let ptr = NonNull::from(&own.1[0]);
+            let owner = Arc::clone(&own) as Arc<dyn LentOwner>;
+            // SAFETY: the box lives as long as its owner, and nobody writes to it.
+            unsafe { LentMem::of_driver(ptr, len, owner, key) }
+        };
+        assert_eq!(lend(0, 1).err(), Some(code::EINVAL));
+        let m = lend(8192, 2).unwrap();
+        let r = m.range(4096, 4096).unwrap();
+        let mut b = [0; 4];
+        r.copy_out(4092, &mut b).unwrap();
+        assert_eq!(b, [7; 4]);
+        assert_eq!(m.copy_in(0, &b), Err(code::EROFS));
+        assert_eq!(m.discard(0, 4096), Err(code::EROFS));
+        assert_eq!(r.fill(0, 1, 0), Err(code::EROFS));
+        let other = LentMem::anonymous(4096).unwrap();
+        assert_eq!(other.copy_to_lent(0, &r, 0, 1), Err(code::EROFS));
+        other.copy_from_lent(0, &r, 0, 4096).unwrap();
+        let mut sg = crate::scatterlist::SGTable::new();
+        sg.push_lent(r).unwrap();
+        assert_eq!(sg.for_each_raw_mut(0, 1, |_, _| true), Err(code::EFAULT));
+        drop(m);
+        assert_eq!(*own.0.lock(), [1]);
+        drop(sg);
+        assert_eq!(*own.0.lock(), [1, 2]);
     }
 
     #[test]

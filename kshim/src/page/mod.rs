@@ -25,7 +25,7 @@ mod rx;
 mod span;
 
 pub use buf::PageBuf;
-pub use lent::{LentMem, LentRange};
+pub use lent::{LentMem, LentOwner, LentRange};
 pub use pool::{PagePool, PagePoolStats};
 pub use rx::{RxChunk, RxSlice};
 pub use span::SpanSource;

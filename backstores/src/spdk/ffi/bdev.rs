@@ -37,6 +37,8 @@ pub(in crate::spdk) struct Info {
     pub(in crate::spdk) flush: bool,
     pub(in crate::spdk) unmap: bool,
     pub(in crate::spdk) zeroes: bool,
+    /// It can show its own memory.
+    pub(in crate::spdk) zcopy: bool,
 }
 
 /// An open bdev. It is closed by [`RawDesc::close`], on the app thread.
@@ -126,11 +128,12 @@ impl RawDesc {
                 flush: does(sys::SPDK_BDEV_IO_TYPE_FLUSH),
                 unmap: does(sys::SPDK_BDEV_IO_TYPE_UNMAP),
                 zeroes: does(sys::SPDK_BDEV_IO_TYPE_WRITE_ZEROES),
+                zcopy: does(sys::SPDK_BDEV_IO_TYPE_ZCOPY),
             }
         }
     }
 
-    pub(in crate::spdk) fn events(&self) -> &Events {
+    pub(in crate::spdk) fn events(&self) -> &Arc<Events> {
         &self.events
     }
 
@@ -183,6 +186,52 @@ pub(in crate::spdk) fn iovec(p: *mut u8, len: usize) -> IoVec {
     }
 }
 
+/// A read that has ended well, with the memory that SPDK has the data in.
+///
+/// # Invariants
+///
+/// `io` has ended and is not freed; it is of the thread that this value stays on. `len` bytes from `ptr` on belong to it until then.
+pub(in crate::spdk) struct ReadIo {
+    io: NonNull<sys::spdk_bdev_io>,
+    ptr: NonNull<u8>,
+    len: usize,
+}
+
+impl ReadIo {
+    /// Takes over an ended request whose data is in one piece; otherwise it stays the caller's.
+    ///
+    /// # Safety
+    ///
+    /// `io` is a read that has ended well on this thread; nobody else frees it.
+    unsafe fn new(io: *mut sys::spdk_bdev_io) -> Option<ReadIo> {
+        let (mut iov, mut n) = (null_mut(), 0);
+        // SAFETY: the request is there, by contract; this only looks.
+        unsafe { sys::spdk_bdev_io_get_iovec(io, &raw mut iov, &raw mut n) };
+        if n != 1 || iov.is_null() {
+            return None;
+        }
+        // SAFETY: one entry, as SPDK says.
+        let iov = unsafe { &*iov };
+        Some(ReadIo {
+            io: NonNull::new(io)?,
+            ptr: NonNull::new(iov.iov_base.cast())?,
+            len: usize::try_from(iov.iov_len).ok()?,
+        })
+    }
+
+    /// Where the data is. It is there as long as this value.
+    pub(in crate::spdk) fn memory(&self) -> (NonNull<u8>, usize) {
+        (self.ptr, self.len)
+    }
+}
+
+impl Drop for ReadIo {
+    fn drop(&mut self) {
+        // SAFETY: by the invariant.
+        unsafe { sys::spdk_bdev_free_io(self.io.as_ptr()) };
+    }
+}
+
 thread_local! {
     /// Requests that SPDK has ended and nobody has looked at.
     static ENDED: RefCell<Vec<(Box<Request>, Result)>> = const { RefCell::new(Vec::new()) };
@@ -197,10 +246,19 @@ pub(in crate::spdk) fn take_ended(
 
 extern "C" fn io_ended(io: *mut sys::spdk_bdev_io, success: bool, ctx: *mut c_void) {
     // SAFETY: `ctx` is the request that `submit` leaked; SPDK ends each once.
-    let request = unsafe { Box::from_raw(ctx.cast::<Request>()) };
+    let mut request = unsafe { Box::from_raw(ctx.cast::<Request>()) };
     let result = if success { Ok(()) } else { Err(failure(io)) };
-    // SAFETY: the request has ended, and is not used afterwards.
-    unsafe { sys::spdk_bdev_free_io(io) };
+    let kept = if success && request.borrows() {
+        // SAFETY: it has ended well, and is freed below only if it is not taken over.
+        unsafe { ReadIo::new(io) }
+    } else {
+        None
+    };
+    if kept.is_none() {
+        // SAFETY: the request has ended, and is not used afterwards.
+        unsafe { sys::spdk_bdev_free_io(io) };
+    }
+    request.found(kept);
     // Only borrowed here and in `take_ended`, neither of which calls anything.
     ENDED.with_borrow_mut(|e| e.push((request, result)));
 }

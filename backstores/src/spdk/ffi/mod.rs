@@ -3,7 +3,8 @@
 //! - [`mod@env`]: SPDK's environment, its subsystems, configuration and RPC server;
 //! - [`thread`]: threads of SPDK's;
 //! - [`bdev`]: descriptors, channels and requests;
-//! - [`dma`]: memory that devices can reach.
+//! - [`dma`]: memory that devices can reach;
+//! - [`lend`]: memory of a bdev's that is lent.
 //!
 //! # What holds
 //!
@@ -15,6 +16,7 @@
 pub(super) mod bdev;
 pub(super) mod dma;
 pub(super) mod env;
+pub(super) mod lend;
 pub(super) mod thread;
 
 /// SPDK's functions and types as its installed headers have them.

@@ -421,7 +421,7 @@ impl Vdisk {
             },
             // What was lent is the answer.
             Store::Block(_) if cmd.sg().has_lent() => {}
-            Store::Block(b) => return b.submit(cmd, BioOp::Read, pos, len, ReqFlags::empty()),
+            Store::Block(b) => return b.submit(cmd, BioOp::Read, pos, len, ReqFlags::LEND),
             // Zeros were lent; a buffer that somebody else allocated has to be filled.
             // DIFFERS: without `read_zero`, SCST gives whatever was in the buffer's memory.
             Store::Null => {
