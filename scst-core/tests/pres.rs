@@ -190,7 +190,7 @@ fn a_broken_file_is_refused_and_the_copy_used() {
     let mut a = reserve_for_good(&rig);
     good(&mut a, &pr_out(REGISTER, 0, 0xD1, 0xD2, 1));
     end(rig, [a]);
-    let (main, copy) = (dir.path().join("disk0"), dir.path().join("disk0.1"));
+    let (main, copy) = (dir.path().join("disk0"), dir.path().join("disk0 copy"));
     let whole = std::fs::read(&main).expect("the file");
     for n in 0..whole.len() {
         std::fs::write(&main, &whole[..n]).expect("cut off");

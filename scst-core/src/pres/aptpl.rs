@@ -7,10 +7,15 @@
 //! # Crash safety
 //!
 //! While a file is written its signature is 0, and only when everything else is on the medium the real one is written.
-//! Before that the old file, if it is whole, is copied to `NAME.1`, also with signature last. So at any
-//! moment one of both is whole and holds the state before or the state after the command under way. DIFFERS: kernel SCST
-//! copies without a sync, copies a broken file over a whole copy, removes the file before the copy (so that the copy
-//! comes back to life when it is stopped between), and fails a device for ever whose very first file was cut off.
+//! Before that the old file, if it is whole, is copied to `NAME copy`, also with signature last; where there is none,
+//! the copy is an empty file. So at any moment one of both is whole and holds the state before or the state after the
+//! command under way, or both say that there was none before. DIFFERS: kernel SCST copies without a sync, copies a
+//! broken file over a whole copy, removes the file before the copy (so that the copy comes back to life when it is
+//! stopped between), and fails a device for ever whose very first file was cut off.
+//!
+//! No device can have the name of a copy: names have no spaces. DIFFERS: kernel SCST's copy is `NAME.1`, which is also the
+//! file of a device that is called so. Such a copy is read where the file is not whole and nothing newer is there; it is
+//! never written or removed.
 //!
 //! The layout has no length: a file cut off between two registrations looks whole unless the holder was behind the
 //! cut. The signature is there against that.
@@ -36,6 +41,9 @@ const SIGNATURE_LEN: usize = 8;
 /// Why a file is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Corrupt {
+    /// There is nothing in it.
+    #[error("it is empty")]
+    Empty,
     /// The signature is 0: writing it was interrupted.
     #[error("it was not written to its end")]
     Unfinished,
@@ -100,6 +108,9 @@ impl PrState {
     ///
     /// What is wrong with it.
     pub fn from_file(data: &[u8]) -> Result<Self, Corrupt> {
+        if data.is_empty() {
+            return Err(Corrupt::Empty);
+        }
         if data.len() < SIGNATURE_LEN && data.iter().all(|b| *b == 0) {
             return Err(Corrupt::Unfinished);
         }
@@ -152,6 +163,8 @@ impl PrState {
 enum Which {
     Main,
     Backup,
+    /// The copy of kernel SCST and of earlier versions, which is only read.
+    Former,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -200,7 +213,13 @@ impl Contents {
 pub struct PrFile {
     main: PathBuf,
     backup: PathBuf,
+    former: PathBuf,
 }
+
+/// What the name of a copy ends with. No name of a device has a space in it.
+const BACKUP: &str = " copy";
+/// The same as kernel SCST has it.
+const FORMER: &str = ".1";
 
 impl PrFile {
     /// The file of a device in a directory, which is made. Errors: those of making it. Context: may sleep.
@@ -209,7 +228,8 @@ impl PrFile {
         fs::create_dir_all(dir)?;
         Ok(Self {
             main: dir.join(device),
-            backup: dir.join(format!("{device}.1")),
+            backup: dir.join(format!("{device}{BACKUP}")),
+            former: dir.join(format!("{device}{FORMER}")),
         })
     }
 
@@ -217,6 +237,7 @@ impl PrFile {
         match which {
             Which::Main => &self.main,
             Which::Backup => &self.backup,
+            Which::Former => &self.former,
         }
     }
 
@@ -230,14 +251,37 @@ impl PrFile {
     /// Context: may sleep.
     #[doc(alias = "scst_pr_load_device_file")]
     pub fn load(&self) -> Result<Option<PrState>> {
-        let chosen = choose(self.read(Which::Main)?, || self.read(Which::Backup))?;
-        Ok(chosen.map(|(state, which)| {
-            if which == Which::Backup {
-                let copy = self.backup.display();
-                kshim::pr_warn!("Persistent reservations taken from {copy}");
-            }
-            state
-        }))
+        let main = self.read(Which::Main)?;
+        let (main_is_there, mut from) = (main.is_some(), Which::Main);
+        let chosen = choose(main, || {
+            let (which, found) = self.read_copy(main_is_there)?;
+            from = which;
+            Ok(found)
+        })?;
+        if chosen.is_some() && from != Which::Main {
+            let copy = self.path(from).display();
+            kshim::pr_warn!("Persistent reservations taken from {copy}");
+        }
+        Ok(chosen)
+    }
+
+    /// The copy, and what is in it. Without a main file there is none of former versions: they removed a device's
+    /// copy with its file, or what is left there is another device's.
+    fn read_copy(&self, main_is_there: bool) -> Result<(Which, Found)> {
+        let found = self.read(Which::Backup)?;
+        if found.is_some() || !main_is_there || self.former_is_a_device() {
+            return Ok((Which::Backup, found));
+        }
+        Ok((Which::Former, self.read(Which::Former)?))
+    }
+
+    /// Whether what would be a copy of former versions has a copy itself, so that it is the file of a device.
+    fn former_is_a_device(&self) -> bool {
+        [BACKUP, FORMER].iter().any(|end| {
+            let mut copy = self.former.clone().into_os_string();
+            copy.push(end);
+            fs::stat(Path::new(&copy)).is_ok()
+        })
     }
 
     fn read(&self, which: Which) -> Result<Found> {
@@ -248,11 +292,14 @@ impl PrFile {
             Err(e) if e == code::EFBIG => Err(Corrupt::Inconsistent("it is too long")),
             Err(e) => return Err(e),
         };
-        if let Err(e) = &state {
-            kshim::pr_err!(
+        match &state {
+            // Means that there was no state before.
+            Err(Corrupt::Empty) if which == Which::Backup => {}
+            Err(e) => kshim::pr_err!(
                 "Persistent reservation file {} refused: {e}",
                 path.display()
-            );
+            ),
+            Ok(_) => {}
         }
         Ok(Some(state))
     }
@@ -266,7 +313,8 @@ impl PrFile {
             Err(e) if e == code::ENOENT => None,
             Err(e) => return Err(e),
         };
-        let backup_is_whole = || matches!(self.read(Which::Backup), Ok(Some(Ok(_))));
+        let old_is_there = old.is_some();
+        let backup_is_whole = || matches!(self.read_copy(old_is_there), Ok((_, Some(Ok(_)))));
         with_plan(state, old, backup_is_whole, |steps| {
             steps.iter().try_for_each(|step| self.run(step))
         })
@@ -296,17 +344,19 @@ impl PrFile {
 /// What a file was found to be; `None` if it is not there.
 type Found = Option<Result<PrState, Corrupt>>;
 
-/// The state that counts, and the file that it is from.
-fn choose(main: Found, backup: impl FnOnce() -> Result<Found>) -> Result<Option<(PrState, Which)>> {
+/// The state that counts.
+fn choose(main: Found, backup: impl FnOnce() -> Result<Found>) -> Result<Option<PrState>> {
     let main = match main {
-        Some(Ok(state)) => return Ok(Some((state, Which::Main))),
+        Some(Ok(state)) => return Ok(Some(state)),
         Some(Err(e)) => Some(e),
         None => None,
     };
     match (main, backup()?) {
-        (_, Some(Ok(state))) => Ok(Some((state, Which::Backup))),
+        (_, Some(Ok(state))) => Ok(Some(state)),
         // The first file ever was being written: no command that needs it was answered.
-        (None | Some(Corrupt::Unfinished), None) => Ok(None),
+        (None | Some(Corrupt::Empty | Corrupt::Unfinished), None | Some(Err(Corrupt::Empty))) => {
+            Ok(None)
+        }
         _ => Err(code::EINVAL),
     }
 }
@@ -333,7 +383,8 @@ fn with_plan<R>(
         steps.extend(old.steps(Which::Backup));
     } else if !backup_is_whole() {
         // Neither is the state of an answered command, so that nothing is lost with it.
-        steps.extend([Step::Remove(Which::Backup), Step::SyncDir]);
+        let none = Step::Create(Which::Backup, &[]);
+        steps.extend([none, Step::Sync(Which::Backup), Step::SyncDir]);
     }
     steps.extend(new.steps(Which::Main));
     run(&steps)

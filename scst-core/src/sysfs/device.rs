@@ -284,5 +284,11 @@ fn set_pr_file(core: &Core, dev: &Arc<Device>, text: &str) -> Result {
     if dev.pr_file().as_deref() == Some(Path::new(&path)) {
         return Ok(());
     }
+    let taken = |other: &Arc<Device>| other.pr_file().as_deref() == Some(Path::new(&path));
+    if let Some(other) = core.devices().iter().find(|other| taken(other)) {
+        let (dev, other) = (dev.name(), other.name());
+        kshim::pr_err!("{dev}: {} is the file of device {other}", path.display());
+        return Err(code::EBUSY);
+    }
     dev.set_pr_file(&path)
 }

@@ -128,6 +128,64 @@ fn the_copy_is_used_when_the_file_is_not_whole() {
     assert_eq!(file.load().unwrap_err(), code::EINVAL);
     std::fs::remove_file(&file.backup).unwrap();
     assert_eq!(file.load().unwrap_err(), code::EINVAL);
+    std::fs::write(&file.backup, b"").unwrap();
+    assert_eq!(file.load().unwrap_err(), code::EINVAL);
+}
+
+#[test]
+fn a_device_that_is_called_as_a_copy_keeps_its_own_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let of = |name: &str| PrFile::new(dir.path(), name).unwrap();
+    let names = ["d", "d.1", "d.1.1"];
+    let states = [1, 2, 3].map(|regs| state(regs, PrType::from_code(5), 0));
+    for _ in 0..2 {
+        for (name, s) in names.iter().zip(&states) {
+            of(name).save(s).unwrap();
+        }
+    }
+    for (name, s) in names.iter().zip(&states) {
+        assert_eq!(of(name).load().unwrap().unwrap().to_file(), s.to_file());
+    }
+    // Its file is not taken for the copy, whether there is one or not.
+    let d = of("d");
+    for cut in [0, 30] {
+        std::fs::write(&d.main, &states[0].to_file()[..cut]).unwrap();
+        assert_eq!(d.load().unwrap().unwrap().to_file(), states[0].to_file());
+    }
+    std::fs::remove_file(&d.backup).unwrap();
+    assert_eq!(d.load().unwrap_err(), code::EINVAL);
+    // Nor removed.
+    let mut off = state(1, None, 0);
+    off.aptpl = false;
+    d.save(&off).unwrap();
+    assert!(d.load().unwrap().is_none());
+    let second = of("d.1").load().unwrap().unwrap();
+    assert_eq!(second.to_file(), states[1].to_file());
+}
+
+#[test]
+fn a_copy_of_kernel_scst_is_used_until_there_is_a_newer_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = PrFile::new(dir.path(), "d").unwrap();
+    let (old, new) = (state(1, PrType::from_code(5), 0), state(2, None, 0));
+    std::fs::write(&file.former, old.to_file()).unwrap();
+    // Alone, it is what was left of a device.
+    assert!(file.load().unwrap().is_none());
+    std::fs::write(&file.main, &new.to_file()[..30]).unwrap();
+    assert_eq!(file.load().unwrap().unwrap().to_file(), old.to_file());
+    // It stands for the state before until the new file is whole.
+    file.save(&new).unwrap();
+    assert!(!file.backup.exists() && file.former.exists());
+    file.save(&old).unwrap();
+    std::fs::write(&file.main, b"").unwrap();
+    assert_eq!(file.load().unwrap().unwrap().to_file(), new.to_file());
+}
+
+#[test]
+fn no_device_has_the_name_of_a_copy() {
+    let file = PrFile::new(tempfile::tempdir().unwrap().path(), "d").unwrap();
+    let name = file.backup.file_name().unwrap().to_str().unwrap();
+    assert!(crate::core::check_name(name).is_err(), "{name}");
 }
 
 #[test]
@@ -173,9 +231,11 @@ impl Disk {
     fn run(&mut self, step: &Step<'_>) {
         match step {
             Step::Create(which, data) => {
-                for n in [0, 3, 8, 17, data.len() / 2, data.len() - 1, data.len()] {
+                let lens = [0, 3, 8, 17, data.len() / 2, data.len().saturating_sub(1)];
+                for n in lens.into_iter().filter(|n| *n < data.len()) {
                     self.may_be(*which, Some(data[..n].to_vec()));
                 }
+                self.may_be(*which, Some(data.to_vec()));
                 self.may_be(*which, Some(vec![0; data.len()]));
                 self.now.insert(Self::is_backup(*which), data.to_vec());
             }
@@ -228,7 +288,7 @@ impl Disk {
     fn load(&self) -> Option<Vec<u8>> {
         let parsed = |backup| self.now.get(&backup).map(|d| PrState::from_file(d));
         let loaded = choose(parsed(false), || Ok(parsed(true))).expect("never refused");
-        loaded.map(|(s, _)| s.to_file())
+        loaded.map(|s| s.to_file())
     }
 
     /// Saves a state, and answers all that crashes on the way may leave.
