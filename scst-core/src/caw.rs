@@ -38,7 +38,7 @@ pub(crate) fn exec(dev: &dyn DevHandler, mut cmd: Box<Cmd>, pos: u64, cx: ExecCo
         cmd.set_invalid_field_in_cdb(NLB, None);
         return ExecRes::Completed(cmd);
     }
-    match compare_and_write(dev, &cmd, pos, cx) {
+    match compare_and_write(dev, &mut cmd, pos, cx) {
         Ok(None) => {}
         Ok(Some(offset)) => {
             let at = u64::try_from(offset).unwrap_or(u64::MAX);
@@ -54,11 +54,12 @@ pub(crate) fn exec(dev: &dyn DevHandler, mut cmd: Box<Cmd>, pos: u64, cx: ExecCo
 /// Answers the first byte that differs, if one does.
 fn compare_and_write(
     dev: &dyn DevHandler,
-    cmd: &Cmd,
+    cmd: &mut Cmd,
     pos: u64,
     cx: ExecContext,
 ) -> Result<Option<usize>, IoFault> {
     let half = usize::try_from(cmd.data_len()).map_err(|_| sense::INTERNAL_FAILURE)?;
+    cmd.charge_scratch(half).map_err(|_| IoFault::Busy)?;
     let mut blocks = SGTable::alloc(half).map_err(|_| IoFault::Busy)?;
     dev.read_blocks(pos, &mut blocks, half, cx)?;
     // Aborted while it was read: SCST stops here too, and the result is not looked at.

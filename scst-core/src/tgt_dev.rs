@@ -11,6 +11,7 @@ use crate::session::Session;
 use crate::sysfs::KobjSlot;
 use crate::ua::{UaPlace, UaQueue};
 use kshim::sync::SpinLock;
+use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -49,6 +50,8 @@ pub struct TgtDev {
     black_hole: AtomicU8,
     #[doc(alias = "active_cmd_threads")]
     pub(crate) threads: SpinLock<Arc<CmdThreads>>,
+    /// What the device's handler keeps for the nexus.
+    pub(crate) dh_priv: SpinLock<Option<Box<dyn Any + Send>>>,
     /// Its directory in the management tree, below the session's.
     #[doc(alias = "tgt_dev_kobj")]
     pub kobj: KobjSlot,
@@ -85,6 +88,7 @@ impl TgtDev {
             alua_filter: AtomicU8::new(0),
             black_hole: AtomicU8::new(0),
             threads: SpinLock::new(threads),
+            dh_priv: SpinLock::default(),
             kobj: KobjSlot::default(),
         }
     }

@@ -6,6 +6,7 @@ mod ram;
 
 use common::{Nexus, Rig};
 use kshim::block::register_disk;
+use scst_core::core::CoreParams;
 use scst_core::dev_handlers::vdisk::{Vdisk, VdiskKind, VdiskParams};
 use scst_core::sense;
 use std::sync::Arc;
@@ -137,5 +138,47 @@ fn bad_lengths_and_ranges() {
         let out = vec![0; usize::from(blocks) * 2 * BLOCK];
         let a = rig.write(0, &caw(lba, blocks, 0), &out);
         assert_eq!(a.sense(), Some(sense::BLOCK_OUT_RANGE), "{lba}");
+    }
+}
+
+/// What a command needs besides its data counts, too, and is given back.
+#[test]
+fn memory_to_work_in_is_limited() {
+    let ram = register_disk("/dev/ram/caw9", ram::Ram::new(1 << 20, true)).expect("new name");
+    let params = CoreParams {
+        // 16 pages for one device.
+        max_cmd_mem: Some(5 << 15),
+        ..CoreParams::default()
+    };
+    let disk = disk(
+        VdiskKind::Blockio,
+        "tight",
+        &[("filename", "/dev/ram/caw9")],
+    );
+    let mut rig = Rig::new_with(params, &[(disk, false)]);
+    let verify =
+        |blocks: u16| [&[0x2F, 0, 0, 0, 0, 0, 0][..], &blocks.to_be_bytes(), &[0]].concat();
+    let write_same =
+        |blocks: u16| [&[0x41, 0, 0, 0, 0, 0, 0][..], &blocks.to_be_bytes(), &[0]].concat();
+    let or_write = |blocks: u8| {
+        let mut cdb = vec![0; 16];
+        (cdb[0], cdb[13]) = (0x8B, blocks);
+        cdb
+    };
+    const BUSY: u8 = 8;
+    for _ in 0..20 {
+        for (blocks, status) in [(128, 0), (255, BUSY), (128, 0)] {
+            let data = vec![0; usize::from(blocks) * 2 * BLOCK];
+            assert_eq!(rig.write(0, &caw(0, blocks, 0), &data).status, status);
+        }
+        for (blocks, status) in [(128, 0), (129, BUSY), (1000, BUSY), (128, 0)] {
+            assert_eq!(rig.write(0, &verify(blocks), &[]).status, status);
+            let answer = rig.write(0, &write_same(blocks), &[0; BLOCK]);
+            assert_eq!(answer.status, status, "{answer:?}");
+        }
+        for (blocks, status) in [(40, 0), (128, BUSY), (40, 0)] {
+            let data = vec![0; usize::from(blocks) * BLOCK];
+            assert_eq!(rig.write(0, &or_write(blocks), &data).status, status);
+        }
     }
 }

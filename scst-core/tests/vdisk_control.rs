@@ -8,6 +8,7 @@
 mod common;
 
 use common::{Answer, Rig, hex};
+use scst_core::core::LunParams;
 use scst_core::dev_handlers::vdisk::{Vdisk, VdiskKind, VdiskParams};
 use scst_core::sense::{self, Sense};
 use std::path::Path;
@@ -319,6 +320,44 @@ fn prefetch_looks_at_the_range() {
     }
 }
 
+/// What is in an echo buffer is seen by its nexus only, and goes with it.
+fn echo_is_each_nexus_own(rig: &mut Rig) {
+    let read = hex("3c0a0000000000001000");
+    for _ in 0..3 {
+        let mut other = rig.another("iqn.other");
+        refused(
+            &other.send(0, &read, Some(16), &[]),
+            sense::COMMAND_SEQUENCE_ERROR,
+        );
+        good(&other.send(0, &hex("3b0a0000000000000300"), None, b"abc"));
+        assert_eq!(good(&other.send(0, &read, Some(16), &[])), b"abc");
+    }
+    assert_eq!(good(&rig.read(0, &read, 16)), b"hello");
+    let acg = rig.tgt().find_acg("iqn.initiator");
+    let dev = rig.core().device("m0").expect("registered");
+    rig.core().del_lun(rig.tgt(), acg, 0).expect("there");
+    let params = LunParams { read_only: false };
+    rig.core()
+        .add_lun(rig.tgt(), acg, &dev, 0, params)
+        .expect("free");
+    while !rig.tur(0).is_good() {}
+    refused(&rig.read(0, &read, 16), sense::COMMAND_SEQUENCE_ERROR);
+    for (mode, wanted) in [(0x0B, "00001000"), (3, "00000000")] {
+        let cdb = [0x3C, mode, 0, 0, 0, 0, 0, 0, 4, 0];
+        assert_eq!(good(&rig.read(0, &cdb, 4)), hex(wanted));
+    }
+    refused(
+        &rig.read(0, &hex("3c020000000000000400"), 4),
+        sense::INVALID_FIELD_IN_CDB,
+    );
+    for (cdb, len) in [("3b0a0000000000100100", 4097), ("3b050000000000000100", 1)] {
+        refused(
+            &rig.write(0, &hex(cdb), &vec![0; len]),
+            sense::INVALID_FIELD_IN_CDB,
+        );
+    }
+}
+
 #[test]
 fn logs_clock_buffers_and_defects() {
     let dir = tempfile::tempdir().expect("scratch directory");
@@ -353,6 +392,7 @@ fn logs_clock_buffers_and_defects() {
         good(&rig.read(0, &hex("3c0a0000000000001000"), 16)),
         b"hello"
     );
+    echo_is_each_nexus_own(&mut rig);
     assert_eq!(
         good(&rig.read(0, &hex("37001d00000000000800"), 8)),
         hex("001d0000")

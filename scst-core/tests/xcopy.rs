@@ -6,7 +6,7 @@ mod ram;
 
 use common::{Answer, Nexus, Rig, hex};
 use kshim::block::register_disk;
-use scst_core::core::LunParams;
+use scst_core::core::{CoreParams, LunParams};
 use scst_core::dev_handlers::vdisk::{Vdisk, VdiskKind, VdiskParams};
 use scst_core::sense;
 use std::path::Path;
@@ -388,4 +388,31 @@ fn copies_in_both_directions_and_atomic_writes_at_once() {
     });
     drop(b);
     drop(ram);
+}
+
+/// What a copy works in counts as memory of commands, and is given back.
+#[test]
+fn memory_to_work_in_is_limited() {
+    let dir = tempfile::tempdir().expect("scratch directory");
+    let params = CoreParams {
+        // 16 pages for one device.
+        max_cmd_mem: Some(5 << 15),
+        ..CoreParams::default()
+    };
+    let mut rig = Rig::new_with(params, &[(file_disk(dir.path(), "tight", &[]), false)]);
+    let cscds = [cscd(&mut rig, 0, 512)];
+    let mut of = |blocks| {
+        let segment = Seg {
+            src: 0,
+            dst: 0,
+            dc: false,
+            blocks,
+            src_lba: 0,
+            dst_lba: 1024,
+        };
+        copy(&mut rig, 0, &list(0, 3, &cscds, &[segment])).status
+    };
+    for _ in 0..20 {
+        assert_eq!([of(128), of(129), of(1000), of(128)], [0, 8, 8, 0]);
+    }
 }

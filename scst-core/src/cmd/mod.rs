@@ -84,6 +84,8 @@ impl CdbBuf {
 pub(crate) struct SgvHeld {
     pub(crate) first: Option<SgvPoolObj>,
     pub(crate) more: Vec<SgvPoolObj>,
+    /// Memory that it works in, besides its data.
+    pub(crate) scratch: Option<SgvPoolObj>,
 }
 
 /// What has to be undone when the command leaves the stage that set it.

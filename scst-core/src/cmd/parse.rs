@@ -10,13 +10,22 @@ use crate::consts::DataDirection;
 use crate::copy_mgr;
 use crate::dev_type::BufAlloc;
 use crate::sense;
-use crate::sgv::{SgvInit, SgvKind};
+use crate::session::Session;
+use crate::sgv::{MemLim, SgvInit, SgvKind};
+use crate::tgt_dev::TgtDev;
+use std::sync::Arc;
 
 /// Most data for a command whose CDB does not tell its length.
 const UNKNOWN_LENGTH_MAX: u32 = 15 * 1024 * 1024;
 /// Largest data buffer: more in one command is refused (VPD B0 advertises less).
 pub const MAX_BUFFLEN: u32 = 64 * 1024 * 1024;
 const TEST_UNIT_READY: u8 = 0x00;
+
+/// Whose memory a command uses.
+#[inline]
+fn mem_lim<'a>(sess: &'a Session, tgt_dev: Option<&'a Arc<TgtDev>>) -> &'a Arc<MemLim> {
+    tgt_dev.map_or(&sess.core.sgv_no_dev, |t| &t.dev.mem_lim)
+}
 
 impl Cmd {
     /// CmdState::Parse.
@@ -26,7 +35,7 @@ impl Cmd {
         if let Some(tgt_dev) = &self.tgt_dev
             && !flags.contains(CdbFlags::FULLY_LOCAL_CMD)
         {
-            let dev = std::sync::Arc::clone(&tgt_dev.dev);
+            let dev = Arc::clone(&tgt_dev.dev);
             dev.handler().parse(&mut self);
         }
         if !self.completed {
@@ -135,7 +144,7 @@ impl Cmd {
         if let Some(tgt_dev) = &self.tgt_dev
             && !fully_local
         {
-            let dev = std::sync::Arc::clone(&tgt_dev.dev);
+            let dev = Arc::clone(&tgt_dev.dev);
             if dev.handler().alloc_data_buf(&mut self) == BufAlloc::Done {
                 return Next::Same(self);
             }
@@ -159,10 +168,7 @@ impl Cmd {
     pub fn extend_space(&mut self, len: u32) -> kshim::error::Result {
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         let pools = &self.sess.core.sgv;
-        let lim = self
-            .tgt_dev
-            .as_ref()
-            .map_or(&self.sess.core.sgv_no_dev, |t| &t.dev.mem_lim);
+        let lim = mem_lim(&self.sess, self.tgt_dev.as_ref());
         let obj = pools.append(SgvKind::Norm, lim, &mut self.sg, len, SgvInit::Any)?;
         if self.sgv.first.is_none() {
             self.sgv.first = Some(obj);
@@ -176,18 +182,32 @@ impl Cmd {
     #[inline]
     pub(crate) fn free_space(&mut self) {
         self.sg.clear();
-        let Some(first) = self.sgv.first.take() else {
+        if self.sgv.first.is_none() && self.sgv.scratch.is_none() {
             return;
-        };
-        let pools = &self.sess.core.sgv;
-        let lim = self
-            .tgt_dev
-            .as_ref()
-            .map_or(&self.sess.core.sgv_no_dev, |t| &t.dev.mem_lim);
-        pools.free(first, lim, &mut self.sg);
-        for obj in self.sgv.more.drain(..) {
-            pools.free(obj, lim, &mut self.sg);
         }
+        let pools = &self.sess.core.sgv;
+        let lim = mem_lim(&self.sess, self.tgt_dev.as_ref());
+        if let Some(first) = self.sgv.first.take() {
+            pools.free(first, lim, &mut self.sg);
+            for obj in self.sgv.more.drain(..) {
+                pools.free(obj, lim, &mut self.sg);
+            }
+        }
+        if let Some(scratch) = self.sgv.scratch.take() {
+            pools.free(scratch, lim, &mut self.sg);
+        }
+    }
+
+    /// Charges the command, until its end, with `len` bytes that it works in besides its data. Once: whoever begins it
+    /// anew gets what it has. Errors: ENOMEM, and nothing has changed then. Context: any; reactor-safe.
+    pub(crate) fn charge_scratch(&mut self, len: usize) -> kshim::error::Result {
+        if self.sgv.scratch.is_some() || len == 0 {
+            return Ok(());
+        }
+        let lim = mem_lim(&self.sess, self.tgt_dev.as_ref());
+        let pools = &self.sess.core.sgv;
+        self.sgv.scratch = Some(pools.charge(SgvKind::Norm, lim, len)?);
+        Ok(())
     }
 
     /// CmdState::PreprocessingDone.
@@ -203,7 +223,7 @@ impl Cmd {
 
     /// Sends the command home to go on from the state it is in.
     pub(crate) fn go_home(self: Box<Self>) -> Next {
-        let home = std::sync::Arc::clone(&self.sess.home);
+        let home = Arc::clone(&self.sess.home);
         home.post(self);
         Next::Stop
     }

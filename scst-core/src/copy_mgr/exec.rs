@@ -63,7 +63,11 @@ struct Run<'a> {
 pub(crate) fn exec(cmd: &mut Cmd) {
     let Some(copy) = cmd.copy.take() else { return };
     let mut failed = None;
-    {
+    let longest = copy.segments.iter().map(|s| s.len.min(PIECE)).max();
+    let scratch = usize::try_from(longest.unwrap_or(0)).unwrap_or(usize::MAX);
+    if cmd.charge_scratch(scratch).is_err() {
+        failed = Some((Failure::Own(SamStatus::Busy), 0, 0));
+    } else {
         let mut run = Run {
             cmd,
             copy: &copy,

@@ -306,7 +306,8 @@ impl Core {
                 tree.tgt_dev_added(&sess, &t);
             }
         });
-        pr_info!(
+        kshim::pr_info_ratelimited_by!(
+            initiator_name,
             "Session registered: initiator {initiator_name}, target {}",
             tgt.name()
         );
@@ -334,7 +335,7 @@ impl Core {
             self.free_tgt_dev(sess, &t);
         }
         let (ini, tgt) = (sess.initiator_name(), sess.tgt().name());
-        pr_info!("Session unregistered: initiator {ini}, target {tgt}");
+        kshim::pr_info_ratelimited_by!(ini, "Session unregistered: initiator {ini}, target {tgt}");
         retained
     }
 }

@@ -66,6 +66,10 @@ pub struct CoreParams {
     /// Where handlers keep state over restarts (`/var/lib/scst`): what devices that are added by the management tree get
     /// as `VdiskParams::state_dir`. Without it nothing is saved.
     pub state_dir: Option<PathBuf>,
+    /// Bytes that all commands together may use (`scst_max_cmd_mem`, which is in MiB); two fifths of them those of one
+    /// device. Without it a quarter of the host's memory.
+    #[doc(alias = "scst_max_cmd_mem")]
+    pub max_cmd_mem: Option<u64>,
     /// How long a thread of a pool has nothing to do before it ends, in milliseconds.
     pub pool_idle_ms: u32,
 }
@@ -82,6 +86,7 @@ impl Default for CoreParams {
             setup_id: 0,
             pr_dir: None,
             state_dir: None,
+            max_cmd_mem: None,
             pool_idle_ms: POOL_IDLE_MS,
         }
     }
@@ -148,7 +153,8 @@ impl Core {
         let on_zero = Arc::clone(&zero);
         let mgmt: Arc<WorkerQueue<MgmtWork>> = Arc::new(WorkerQueue::new());
         let cpus = kshim::host::cpus();
-        let sgv_config = SgvConfig::for_host(kshim::host::total_ram(), cpus);
+        let mut sgv_config = SgvConfig::for_host(kshim::host::total_ram(), cpus);
+        sgv_config.max_cmd_mem = params.max_cmd_mem.unwrap_or(sgv_config.max_cmd_mem);
         let sgv = SgvPools::new(&sgv_config);
         let idle = Delta::from_millis(i64::from(params.pool_idle_ms));
         let main_threads = CmdThreads::new_main("scstd", params.threads, idle)?;

@@ -239,6 +239,29 @@ impl SgvPools {
         init: SgvInit,
     ) -> Result<SgvPoolObj> {
         let old_len = sg.len();
+        let obj = self.charge(kind, device, len)?;
+        if obj.pages == 0 {
+            return Ok(obj);
+        }
+        let filled = sg.push_alloc(len).and_then(|()| match init {
+            SgvInit::Any => Ok(()),
+            SgvInit::Zeroed => sg.fill(old_len, len, 0),
+        });
+        if let Err(e) = filled {
+            sg.truncate(old_len);
+            self.uncharge(obj, device);
+            return Err(e);
+        }
+        Ok(obj)
+    }
+
+    /// Charges `len` bytes that a command has from elsewhere, as [`Self::append`] otherwise.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`: a limit is reached; nothing is charged then.
+    #[inline]
+    pub fn charge(&self, kind: SgvKind, device: &MemLim, len: usize) -> Result<SgvPoolObj> {
         let mut pages = pages_of(len)?;
         let mut class = SGV_POOL_ELEMENTS as u8;
         if pages <= MAX_CACHED_PAGES {
@@ -256,15 +279,6 @@ impl SgvPools {
             Ok(()) => {}
             Err(LimitHit::Own) => return Err(code::ENOMEM),
             Err(LimitHit::Parent) => self.charge_after_shrink(device, pages)?,
-        }
-        let filled = sg.push_alloc(len).and_then(|()| match init {
-            SgvInit::Any => Ok(()),
-            SgvInit::Zeroed => sg.fill(old_len, len, 0),
-        });
-        if let Err(e) = filled {
-            sg.truncate(old_len);
-            device.uncharge(pages);
-            return Err(e);
         }
         let global = self.force_global.load(Ordering::Relaxed);
         let set = kind as u8 + if global { 0 } else { SgvKind::ALL.len() as u8 };
@@ -290,17 +304,23 @@ impl SgvPools {
     /// Context: any; reactor-safe.
     #[doc(alias = "sgv_pool_free")]
     #[inline]
-    pub fn free(self: &Arc<Self>, mut obj: SgvPoolObj, device: &MemLim, sg: &mut SGTable) {
+    pub fn free(self: &Arc<Self>, obj: SgvPoolObj, device: &MemLim, sg: &mut SGTable) {
         sg.clear();
-        let pages = std::mem::take(&mut obj.pages);
-        if pages == 0 {
+        if obj.pages == 0 {
             return;
         }
-        self.accounts.free(obj.set, obj.class);
-        device.uncharge(pages);
+        self.uncharge(obj, device);
         if !self.purge_scheduled.load(Ordering::Relaxed) {
             self.schedule_purge();
         }
+    }
+
+    /// Ends a charge.
+    #[inline]
+    fn uncharge(&self, mut obj: SgvPoolObj, device: &MemLim) {
+        let pages = std::mem::take(&mut obj.pages);
+        self.accounts.free(obj.set, obj.class);
+        device.uncharge(pages);
     }
 
     #[cold]

@@ -137,7 +137,12 @@ pub struct Nexus {
 impl Rig {
     /// Maps `disks` to LUN 0 and on, opens a session and clears its unit attentions.
     pub fn new(disks: &[(Arc<Vdisk>, bool)]) -> Self {
-        let mut rig = Self::open(disks);
+        Self::new_with(CoreParams::default(), disks)
+    }
+
+    /// The same, with another core.
+    pub fn new_with(params: CoreParams, disks: &[(Arc<Vdisk>, bool)]) -> Self {
+        let mut rig = Self::open_with(params, disks);
         for lun in 0..rig.disks.len() as u64 {
             while !rig.tur(lun).is_good() {}
         }
@@ -146,7 +151,12 @@ impl Rig {
 
     /// The same, with the unit attentions still there.
     pub fn open(disks: &[(Arc<Vdisk>, bool)]) -> Self {
-        let core = Core::new(CoreParams::default()).expect("threads");
+        Self::open_with(CoreParams::default(), disks)
+    }
+
+    /// The same, with another core.
+    pub fn open_with(params: CoreParams, disks: &[(Arc<Vdisk>, bool)]) -> Self {
+        let core = Core::new(params).expect("threads");
         let tgt = core
             .register_target(Arc::new(Template), "iqn.test")
             .expect("first");

@@ -4,7 +4,7 @@ use super::attrs;
 use super::format::FormatState;
 use super::inquiry::{self, PortInfo};
 use super::log::IoCounters;
-use super::misc::{DeviceClock, EchoBuffers};
+use super::misc::DeviceClock;
 use super::mode::{self, ControlBits, ModeState};
 use super::open::Backing;
 use super::params::NULLIO_SIZE;
@@ -180,7 +180,6 @@ pub struct Vdisk {
     pub(super) format: FormatState,
     pub(super) counters: IoCounters,
     pub(super) clock: DeviceClock,
-    pub(super) echo: EchoBuffers,
     pub(super) prevent_medium_removal: AtomicBool,
 }
 
@@ -267,7 +266,6 @@ impl Vdisk {
             format: FormatState::default(),
             counters: IoCounters::default(),
             clock: DeviceClock::default(),
-            echo: EchoBuffers::default(),
             prevent_medium_removal: AtomicBool::new(false),
         };
         Ok(Arc::new(disk))

@@ -3,7 +3,7 @@
 use super::cdrom;
 use super::control::{control_bits, param_list};
 use super::fileio::{FileStore, Inline};
-use super::medium::Medium;
+use super::medium::{Medium, scratch_len};
 use super::misc;
 use super::plan::Plan;
 use super::reply::{Fault, Reply};
@@ -137,10 +137,6 @@ impl DevHandler for Vdisk {
             tgt_dev.rd_only.store(true, Ordering::Relaxed);
         }
         Ok(())
-    }
-
-    fn detach_tgt(&self, tgt_dev: &TgtDev) {
-        self.echo.forget(nexus(tgt_dev));
     }
 
     #[doc(alias = "vdisk_task_mgmt_fn_done")]
@@ -312,11 +308,6 @@ impl DevHandler for Vdisk {
     ) -> std::result::Result<(), IoFault> {
         self.direct_write(pos, sg, len, fua, cx)
     }
-}
-
-/// Names an I_T_L nexus while it is there.
-fn nexus(tgt_dev: &TgtDev) -> usize {
-    std::ptr::from_ref(tgt_dev).addr()
 }
 
 impl Vdisk {
@@ -615,6 +606,10 @@ impl Vdisk {
                 lane => lane,
             },
         };
+        if cmd.charge_scratch(scratch_len(&cmd)).is_err() {
+            cmd.set_busy();
+            return ExecRes::Completed(cmd);
+        }
         // The buffer leaves the command for the time, so that the abort flag can be watched.
         let mut data = std::mem::take(cmd.sg_mut());
         data.truncate(usize_of(cmd.write_len().min(cmd.bufflen())));
@@ -752,7 +747,7 @@ impl Vdisk {
                 }
                 return Ok(());
             }
-            op::WRITE_BUFFER | op::READ_BUFFER => return self.buffer(cmd),
+            op::WRITE_BUFFER | op::READ_BUFFER => return Self::buffer(cmd),
             op::READ_DEFECT_DATA_10 | op::READ_DEFECT_DATA_12 => {
                 misc::read_defect_data(cmd.cdb(), &mut out);
             }
@@ -794,15 +789,13 @@ impl Vdisk {
     }
 
     /// READ BUFFER and WRITE BUFFER: the echo buffer of the nexus.
-    fn buffer(&self, cmd: &mut Cmd) -> std::result::Result<(), Fault> {
-        let Some(nexus) = cmd.tgt_dev().map(|t| nexus(t)) else {
-            return Err(sense::INTERNAL_FAILURE.into());
-        };
+    fn buffer(cmd: &mut Cmd) -> std::result::Result<(), Fault> {
+        let nexus = cmd.tgt_dev().ok_or(sense::INTERNAL_FAILURE)?;
         if cmd.cdb_byte(0) == op::WRITE_BUFFER {
-            return self.echo.write(nexus, cmd.cdb(), &param_list(cmd)?);
+            return misc::write_echo(nexus, cmd.cdb(), param_list(cmd)?);
         }
         let mut data = Vec::new();
-        self.echo.read(nexus, cmd.cdb(), &mut data)?;
+        misc::read_echo(nexus, cmd.cdb(), &mut data)?;
         if cmd.bufflen() != 0 {
             cmd.fill_response(&data);
         }

@@ -5,17 +5,35 @@
 //! C source: `vdev_verify`, `vdisk_exec_write_same`, `vdisk_exec_unmap` of `scst/src/dev_handlers/scst_vdisk.c`,
 //! `scst_write_same` of `scst/src/scst_lib.c`
 
-use super::plan::Plan;
+use super::plan::{Plan, VERIFY_STEP, WRITE_SAME_STEP};
 use super::reply::Fault;
 use super::store::{Outcome, Store, read_outcome, write_outcome};
 use super::unmap::{self, Range};
 use crate::cdb::bytes::u8_at;
 use crate::cdb::opcodes as op;
+use crate::cmd::Cmd;
 use crate::sense;
 use kshim::scatterlist::SGTable;
 
 /// Bytes read and written at a time by ORWRITE.
 const OR_WRITE_STEP: usize = 256 * 1024;
+
+/// Memory that a command works in besides its data, at most.
+pub(super) fn scratch_len(cmd: &Cmd) -> usize {
+    let medium = usize::try_from(cmd.data_len()).unwrap_or(usize::MAX);
+    match cmd.cdb_byte(0) {
+        op::VERIFY_10
+        | op::VERIFY_12
+        | op::VERIFY_16
+        | op::WRITE_VERIFY_10
+        | op::WRITE_VERIFY_12
+        | op::WRITE_VERIFY_16 => medium.min(usize::try_from(VERIFY_STEP).unwrap_or(usize::MAX)),
+        op::WRITE_SAME_10 | op::WRITE_SAME_16 => medium.min(WRITE_SAME_STEP),
+        // What is read, and both operands.
+        op::ORWRITE_16 => medium.min(OR_WRITE_STEP).saturating_mul(3),
+        _ => 0,
+    }
+}
 
 const ANCHOR: u8 = 0x10;
 const UNMAP_BIT: u8 = 0x08;

@@ -4,9 +4,8 @@ use super::reply::{Fault, Reply};
 use crate::cdb::bytes::{be16_at, be24_at, be32_at, u8_at};
 use crate::cdb::opcodes as op;
 use crate::sense;
-use kshim::sync::SpinLock;
+use crate::tgt_dev::TgtDev;
 use kshim::time::ktime_get_real_ns;
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
 
 /// READ DEFECT DATA (SBC-3 5.17): there are no defects, in whatever list and format was asked for.
@@ -88,53 +87,47 @@ const MODE_DESCRIPTOR: u8 = 0x03;
 const MODE_ECHO: u8 = 0x0A;
 const MODE_ECHO_DESCRIPTOR: u8 = 0x0B;
 
-/// The echo buffers of a device: each nexus has one.
-#[derive(Debug, Default)]
-pub(super) struct EchoBuffers(SpinLock<HashMap<usize, Vec<u8>>>);
+/// What a nexus has last written to its echo buffer.
+struct Echo(Vec<u8>);
 
-impl EchoBuffers {
-    /// WRITE BUFFER (SPC-4 6.50), echo mode. `nexus` names the I_T_L nexus.
-    ///
-    /// # Errors
-    /// INVALID FIELD IN CDB: another mode, or more data than the buffer holds.
-    pub(super) fn write(&self, nexus: usize, cdb: &[u8], data: &[u8]) -> Result<(), Fault> {
-        if u8_at(cdb, 1) & MODE != MODE_ECHO {
-            return Err(Fault::cdb(1, Some(0)));
-        }
-        if be24_at(cdb, 6) > u32::from(ECHO_LEN) {
-            return Err(Fault::cdb(6, None));
-        }
-        self.0.lock().insert(nexus, data.to_vec());
-        Ok(())
+/// WRITE BUFFER (SPC-4 6.50), echo mode. The buffer goes with the nexus.
+///
+/// # Errors
+/// INVALID FIELD IN CDB: another mode, or more data than the buffer holds.
+pub(super) fn write_echo(nexus: &TgtDev, cdb: &[u8], data: Vec<u8>) -> Result<(), Fault> {
+    if u8_at(cdb, 1) & MODE != MODE_ECHO {
+        return Err(Fault::cdb(1, Some(0)));
     }
+    if be24_at(cdb, 6) > u32::from(ECHO_LEN) {
+        return Err(Fault::cdb(6, None));
+    }
+    let old = nexus.dh_priv.lock().replace(Box::new(Echo(data)));
+    drop(old);
+    Ok(())
+}
 
-    /// READ BUFFER (SPC-4 6.15): what the nexus has last written, or the descriptors of its echo buffer and of buffer
-    /// 0 (there is none).
-    ///
-    /// # Errors
-    /// INVALID FIELD IN CDB: another mode. COMMAND SEQUENCE ERROR: nothing has been written.
-    pub(super) fn read(&self, nexus: usize, cdb: &[u8], out: &mut Vec<u8>) -> Result<(), Fault> {
-        out.clear();
-        match u8_at(cdb, 1) & MODE {
-            MODE_DESCRIPTOR => out.extend_from_slice(&[0; 4]),
-            MODE_ECHO_DESCRIPTOR => {
-                let [hi, lo] = ECHO_LEN.to_be_bytes();
-                out.extend_from_slice(&[0, 0, hi, lo]);
-            }
-            MODE_ECHO => {
-                let buffers = self.0.lock();
-                let data = buffers.get(&nexus).ok_or(sense::COMMAND_SEQUENCE_ERROR)?;
-                out.extend_from_slice(data);
-            }
-            _ => return Err(Fault::cdb(1, Some(0))),
+/// READ BUFFER (SPC-4 6.15): what the nexus has last written, or the descriptors of its echo buffer and of buffer
+/// 0 (there is none).
+///
+/// # Errors
+/// INVALID FIELD IN CDB: another mode. COMMAND SEQUENCE ERROR: nothing has been written.
+pub(super) fn read_echo(nexus: &TgtDev, cdb: &[u8], out: &mut Vec<u8>) -> Result<(), Fault> {
+    out.clear();
+    match u8_at(cdb, 1) & MODE {
+        MODE_DESCRIPTOR => out.extend_from_slice(&[0; 4]),
+        MODE_ECHO_DESCRIPTOR => {
+            let [hi, lo] = ECHO_LEN.to_be_bytes();
+            out.extend_from_slice(&[0, 0, hi, lo]);
         }
-        Ok(())
+        MODE_ECHO => {
+            let held = nexus.dh_priv.lock();
+            let echo = held.as_ref().and_then(|p| p.downcast_ref::<Echo>());
+            let Echo(data) = echo.ok_or(sense::COMMAND_SEQUENCE_ERROR)?;
+            out.extend_from_slice(data);
+        }
+        _ => return Err(Fault::cdb(1, Some(0))),
     }
-
-    /// The nexus is gone.
-    pub(super) fn forget(&self, nexus: usize) {
-        self.0.lock().remove(&nexus);
-    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -176,45 +169,5 @@ mod tests {
         let (origin, now) = read();
         assert_eq!(origin, 2);
         assert!((0x1_0000..0x1_0000 + 60_000).contains(&now), "{now}");
-    }
-
-    #[test]
-    fn each_nexus_reads_what_it_has_written() {
-        let b = EchoBuffers::default();
-        let (write, read) = (
-            [0x3B, 0x0A, 0, 0, 0, 0, 0, 0, 3, 0],
-            [0x3C, 0x0A, 0, 0, 0, 0, 0, 0, 9, 0],
-        );
-        let mut out = Vec::new();
-        assert_eq!(
-            b.read(1, &read, &mut out),
-            Err(sense::COMMAND_SEQUENCE_ERROR.into())
-        );
-        b.write(1, &write, b"abc").expect("fits");
-        b.write(2, &write, b"xyz").expect("fits");
-        b.read(1, &read, &mut out).expect("written");
-        assert_eq!(out, b"abc");
-        b.forget(1);
-        assert!(b.read(1, &read, &mut out).is_err());
-        b.read(2, &read, &mut out).expect("written");
-        assert_eq!(out, b"xyz");
-        assert_eq!(
-            b.write(1, &[0x3B, 0x0A, 0, 0, 0, 0, 0, 0x10, 1, 0], &[]),
-            Err(Fault::cdb(6, None))
-        );
-        assert_eq!(
-            b.write(1, &[0x3B, 5, 0, 0, 0, 0, 0, 0, 1, 0], &[0]),
-            Err(Fault::cdb(1, Some(0)))
-        );
-        b.read(1, &[0x3C, 0x0B, 0, 0, 0, 0, 0, 0, 4, 0], &mut out)
-            .expect("always");
-        assert_eq!(out, [0, 0, 0x10, 0]);
-        b.read(1, &[0x3C, 3, 0, 0, 0, 0, 0, 0, 4, 0], &mut out)
-            .expect("always");
-        assert_eq!(out, [0; 4]);
-        assert_eq!(
-            b.read(1, &[0x3C, 2, 0, 0, 0, 0, 0, 0, 4, 0], &mut out),
-            Err(Fault::cdb(1, Some(0)))
-        );
     }
 }

@@ -365,6 +365,10 @@ impl VdiskParams {
                 if !value.starts_with('/') {
                     return Err(invalid("must be an absolute path"));
                 }
+                // The attribute of this name is a line.
+                if value.contains('\n') {
+                    return Err(invalid("must not have line feeds"));
+                }
                 self.filename = Some(PathBuf::from(value));
             }
             "engine" if value == "auto" => self.engine = None,

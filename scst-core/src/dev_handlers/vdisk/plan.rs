@@ -10,10 +10,10 @@ use kshim::scatterlist::SGTable;
 use std::collections::VecDeque;
 
 /// Bytes read at a time by VERIFY.
-const VERIFY_STEP: u64 = 256 * 1024;
+pub(super) const VERIFY_STEP: u64 = 256 * 1024;
 /// Bytes written at a time by WRITE SAME.
 #[doc(alias = "SCST_MAX_EACH_INTERNAL_IO_SIZE")]
-const WRITE_SAME_STEP: usize = 128 * 1024;
+pub(super) const WRITE_SAME_STEP: usize = 128 * 1024;
 /// Bytes unmapped or zeroed at a time, so that an abort need not wait for a whole device.
 const RANGE_STEP: u64 = 64 * 1024 * 1024;
 
