@@ -18,7 +18,7 @@ use kshim::net::{Socket, TcpListener};
 use kshim::reactor::{Cx, PollFd, ReactorHandle, Ready, Source, Token};
 use kshim::sync::{Completion, SpinLock};
 use kshim::time::Delta;
-use kshim::{pr_err_ratelimited, pr_info, pr_warn_ratelimited};
+use kshim::{pr_err_ratelimited, pr_info_ratelimited_by, pr_warn_ratelimited};
 use scst_core::core::{ConfigError, Core};
 use scst_core::pres::PROTOCOL_ISCSI;
 use scst_core::retained::RetainedStates;
@@ -526,7 +526,8 @@ impl IscsiDriver {
                 conn.send(ConnMsg::Created(made));
             }
             Claim::Waiting { old, given_up } => {
-                pr_info!(
+                pr_info_ratelimited_by!(
+                    &login.initiator_name,
                     "Session of {} reinstated: closing the old one",
                     login.initiator_name
                 );

@@ -5,7 +5,8 @@
 //! level is off. No trailing newline is needed.
 //!
 //! What a peer can provoke goes through the `_ratelimited` forms: at most [`RATELIMIT_BURST`] lines of one call site
-//! in [`RATELIMIT_INTERVAL_MS`], then one line that says how many were left out.
+//! in [`RATELIMIT_INTERVAL_MS`]; the next line after that says first how many were left out. Where each peer is to have
+//! so many for itself, whatever the others do, the `_ratelimited_by` forms take its name first.
 //!
 //! ```
 //! use kshim::{pr_err, pr_info, pr_warn_ratelimited};
@@ -15,6 +16,9 @@
 //! pr_err!("{}: I/O error, sector {}", dev, 8);
 //! for _ in 0..1000 {
 //!     pr_warn_ratelimited!("peer sent nonsense");
+//! }
+//! for peer in ["a", "b"] {
+//!     kshim::pr_info_ratelimited_by!(peer, "{peer} is here");
 //! }
 //! ```
 //!
@@ -173,6 +177,45 @@ impl RateLimit {
     }
 }
 
+/// Peers that have a limit for themselves, in [`RateLimits`]: with more some share one.
+const RATELIMIT_SLOTS: usize = 64;
+
+/// Rate limits of one call site, for each peer, in a `static`. Which peers share one nobody can tell from outside.
+///
+/// Context: any thread; lock-free.
+#[derive(Debug)]
+pub struct RateLimits {
+    slots: [RateLimit; RATELIMIT_SLOTS],
+    hash: std::sync::OnceLock<std::hash::RandomState>,
+}
+
+impl RateLimits {
+    /// Limits with the default interval and burst.
+    #[allow(
+        clippy::new_without_default,
+        reason = "lives in statics, made by macros"
+    )]
+    pub const fn new() -> RateLimits {
+        RateLimits {
+            slots: [const { RateLimit::new() }; RATELIMIT_SLOTS],
+            hash: std::sync::OnceLock::new(),
+        }
+    }
+
+    /// Counts a line about this peer and says whether it may be printed.
+    ///
+    /// Context: any.
+    pub fn check(&self, peer: impl std::hash::Hash) -> Verdict {
+        self.slot(peer).check()
+    }
+
+    fn slot(&self, peer: impl std::hash::Hash) -> &RateLimit {
+        let hash = self.hash.get_or_init(Default::default);
+        let at = std::hash::BuildHasher::hash_one(hash, peer) % RATELIMIT_SLOTS as u64;
+        &self.slots[at as usize]
+    }
+}
+
 /// Prints an emergency-level message: the process is about to abort.
 #[macro_export]
 macro_rules! pr_emerg { ($($arg:tt)+) => { $crate::print::__log::error!($($arg)+) }; }
@@ -205,14 +248,21 @@ macro_rules! pr_trace { ($($arg:tt)+) => { $crate::print::__log::trace!($($arg)+
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __pr_ratelimited {
-    ($level:ident, $($arg:tt)+) => {{
-        static __RATELIMIT: $crate::print::RateLimit = $crate::print::RateLimit::new();
-        if let $crate::print::Verdict::Print { missed } = __RATELIMIT.check() {
+    (by $peer:expr, $level:ident, $($arg:tt)+) => {{
+        static __RATELIMITS: $crate::print::RateLimits = $crate::print::RateLimits::new();
+        $crate::__pr_ratelimited!(if __RATELIMITS.check($peer), $level, $($arg)+)
+    }};
+    (if $verdict:expr, $level:ident, $($arg:tt)+) => {{
+        if let $crate::print::Verdict::Print { missed } = $verdict {
             if missed > 0 {
                 $crate::print::__log::$level!("{missed} messages of this kind suppressed");
             }
             $crate::print::__log::$level!($($arg)+);
         }
+    }};
+    ($level:ident, $($arg:tt)+) => {{
+        static __RATELIMIT: $crate::print::RateLimit = $crate::print::RateLimit::new();
+        $crate::__pr_ratelimited!(if __RATELIMIT.check(), $level, $($arg)+)
     }};
 }
 
@@ -228,6 +278,11 @@ macro_rules! pr_notice_ratelimited { ($($arg:tt)+) => { $crate::__pr_ratelimited
 /// [`pr_info!`](crate::pr_info), rate limited per call site.
 #[macro_export]
 macro_rules! pr_info_ratelimited { ($($arg:tt)+) => { $crate::__pr_ratelimited!(info, $($arg)+) }; }
+/// [`pr_info!`](crate::pr_info), rate limited per call site and peer, which comes first.
+#[macro_export]
+macro_rules! pr_info_ratelimited_by {
+    ($peer:expr, $($arg:tt)+) => { $crate::__pr_ratelimited!(by $peer, info, $($arg)+) };
+}
 /// [`pr_debug!`](crate::pr_debug), rate limited per call site.
 #[macro_export]
 macro_rules! pr_debug_ratelimited { ($($arg:tt)+) => { $crate::__pr_ratelimited!(debug, $($arg)+) }; }
@@ -268,6 +323,24 @@ mod tests {
             rl.check_at(101 + RATELIMIT_INTERVAL_MS),
             Verdict::Print { missed: 0 }
         );
+    }
+
+    #[test]
+    fn each_peer_has_a_burst_of_its_own() {
+        let limits = RateLimits::new();
+        let name = |n: usize| format!("iqn.x:{n}");
+        let first = limits.slot(name(0));
+        let other = (1..)
+            .map(name)
+            .find(|o| !std::ptr::eq(limits.slot(o), first));
+        for _ in 0..100 * RATELIMIT_BURST {
+            limits.slot(name(0)).check_at(100);
+        }
+        assert_eq!(limits.slot(name(0)).check_at(101), Verdict::Suppress);
+        let verdict = limits
+            .slot(other.expect("more than one slot"))
+            .check_at(101);
+        assert_eq!(verdict, Verdict::Print { missed: 0 });
     }
 
     #[test]
