@@ -21,7 +21,7 @@ use kshim::net::{How, RX_CHUNK, RxBuf, Socket};
 use kshim::reactor::{Cx, ReactorHandle, Ready, Source, Token};
 use kshim::sync::SpinLock;
 use kshim::time::{Delta, Instant};
-use kshim::{pr_debug, pr_err, pr_info, pr_warn_ratelimited};
+use kshim::{pr_debug, pr_err, pr_info_ratelimited_by, pr_warn_ratelimited};
 use scst_core::cmd::{Cmd, CmdHome, CmdRef, HomeId};
 use scst_core::mgmt::MgmtCmd;
 use scst_core::session::Session;
@@ -564,6 +564,9 @@ impl Conn {
 
     /// The interval may be another one. A ping that is not answered yet keeps its time.
     fn params_changed(&mut self, cx: &mut Cx<'_>) {
+        if let Phase::Full(ffp) = &mut self.phase {
+            ffp.set_queued_commands(ffp.target.params().queued_commands);
+        }
         if self.ping.is_none() {
             cx.cancel_timer(cx.token(), TIMER_NOP);
             self.arm_nop(cx, cx.now());
@@ -659,7 +662,8 @@ impl Conn {
     fn drain(&mut self, mut ffp: Box<Ffp>) {
         let sess = Arc::clone(&ffp.sess);
         let (ini, tgt) = (sess.initiator_name(), sess.tgt().name());
-        pr_info!(
+        pr_info_ratelimited_by!(
+            ini,
             "Closing connection of {} (initiator {ini}, target {tgt})",
             self.shared.peer
         );

@@ -88,6 +88,8 @@ pub(crate) struct Ffp {
     pub(crate) exp_cmd_sn: CmdSn,
     stat_sn: StatSn,
     queued_commands: u32,
+    /// What `queued_commands` becomes as commands end.
+    wanted_commands: u32,
     /// Commands that take places of the window.
     active_cmds: u32,
     immediate_cmds: u32,
@@ -141,6 +143,7 @@ impl Ffp {
             exp_cmd_sn,
             stat_sn,
             queued_commands,
+            wanted_commands: queued_commands,
             active_cmds: 0,
             immediate_cmds: 0,
             live_cmds: 0,
@@ -159,6 +162,16 @@ impl Ffp {
         let taken = self.active_cmds.saturating_add(self.tm.in_window());
         let room = self.queued_commands.saturating_sub(taken);
         self.exp_cmd_sn.advance(room).back(1)
+    }
+
+    /// QueuedCommands has changed. A longer window is granted now; a shorter one comes into force as commands end, as what was
+    /// granted cannot be taken back.
+    pub(crate) fn set_queued_commands(&mut self, wanted: u32) {
+        let was_closed = self.is_window_closed();
+        self.wanted_commands = wanted;
+        self.queued_commands = self.queued_commands.max(wanted);
+        self.window_moved |= was_closed && !self.is_window_closed();
+        self.announce_window();
     }
 
     /// Whether no request may come that is not immediate.
@@ -648,6 +661,9 @@ impl Ffp {
     fn leave_window(&mut self, tgt_priv: u64) {
         if tgt_priv & PRIV_WINDOW != 0 {
             self.active_cmds = self.active_cmds.saturating_sub(1);
+            if self.queued_commands > self.wanted_commands {
+                self.queued_commands = self.queued_commands.saturating_sub(1);
+            }
         }
         if tgt_priv & PRIV_IMMEDIATE != 0 {
             self.immediate_cmds = self.immediate_cmds.saturating_sub(1);

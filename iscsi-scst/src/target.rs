@@ -182,7 +182,8 @@ impl IscsiTarget {
     }
 
     /// Sets a parameter; see [`TgtParams::set_text`]. Connections heed a new NopInInterval at once, other timeouts from
-    /// their next timer on. DIFFERS: QueuedCommands is for sessions to come; SCST narrows windows that are granted.
+    /// their next timer on. DIFFERS: a smaller QueuedCommands comes into force as commands end; SCST narrows windows that
+    /// are granted.
     /// Errors: EINVAL.
     pub fn set_param(&self, name: &str, text: &str) -> Result {
         if !self.params.lock().set_text(name, text) {

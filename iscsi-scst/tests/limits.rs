@@ -117,6 +117,48 @@ fn the_command_window_is_as_long_as_queued_commands() {
 }
 
 #[test]
+fn a_change_of_queued_commands_reaches_sessions_and_takes_nothing_back() {
+    let params = TgtParams {
+        queued_commands: 2,
+        ..TgtParams::default()
+    };
+    for poller in POLLERS {
+        let bed = Bed::with(poller, params.clone());
+        let mut ini = bed.login_as(3102, &[("InitialR2T", "Yes")]);
+        let window = |ini: &Ini| ini.max_cmd_sn.wrapping_sub(ini.exp_cmd_sn).wrapping_add(1);
+        let set = |n: &str| bed.target.set_param("QueuedCommands", n).expect("in range");
+        ini.clear_ua();
+        let mut r2ts = Vec::new();
+        for _ in 0..2 {
+            let write = ini.command(0, F | W, 512, write10(0, 1));
+            ini.send(&write);
+            r2ts.push(ini.recv().expect("an R2T"));
+        }
+        assert_eq!(window(&ini), 0);
+        // Nothing else would tell of it.
+        set("4");
+        let told = ini.recv().expect("word of the places");
+        assert_eq!((told.opcode(), window(&ini)), (NOP_IN, 2));
+        set("1");
+        let mut last = ini.max_cmd_sn;
+        for r2t in &r2ts {
+            ini.answer_r2t(r2t, &[1; 512]);
+            assert_eq!(ini.reply(r2t.get(16)).status, 0);
+            assert_eq!(ini.max_cmd_sn, last, "what was granted stays granted");
+        }
+        for wanted in [1, 1, 1] {
+            assert_eq!(ini.test_unit_ready(0).status, 0);
+            assert!(ini.max_cmd_sn.wrapping_sub(last) <= 1);
+            last = ini.max_cmd_sn;
+            assert_eq!(window(&ini), wanted);
+        }
+        ini.logout();
+        bed.settle();
+        bed.stop();
+    }
+}
+
+#[test]
 fn who_takes_no_response_for_rsp_timeout_is_closed_and_others_are_not() {
     let params = TgtParams {
         rsp_timeout: 2,
