@@ -209,7 +209,7 @@ impl Lexer<'_> {
         while let Some(&c) = self.chars.peek() {
             match c {
                 '"' => self.quoted(&mut text)?,
-                '\\' => self.escaped(&mut text)?,
+                '\\' => self.escaped(&mut text, false)?,
                 '#' | '{' | '}' => break,
                 c if c.is_whitespace() => break,
                 c => {
@@ -230,7 +230,7 @@ impl Lexer<'_> {
                     return Err(Problem::at(start, "the quote does not end on its line"));
                 }
                 Some('"') => break,
-                Some('\\') => self.escaped(text)?,
+                Some('\\') => self.escaped(text, true)?,
                 Some(&c) => {
                     text.push(c);
                     self.bump();
@@ -241,11 +241,12 @@ impl Lexer<'_> {
         Ok(())
     }
 
-    fn escaped(&mut self, text: &mut String) -> Result<(), Problem> {
+    /// A character behind a backslash; a line feed only inside quotes.
+    fn escaped(&mut self, text: &mut String, is_quoted: bool) -> Result<(), Problem> {
         let start = self.pos;
         self.bump();
-        match self.bump() {
-            None | Some('\n') => Err(Problem::at(start, "a backslash ends the line")),
+        match self.bump().filter(|c| is_quoted || *c != '\n') {
+            None => Err(Problem::at(start, "a backslash ends the line")),
             Some(c) => {
                 text.push(c);
                 Ok(())
@@ -283,6 +284,19 @@ mod tests {
         assert_eq!(words("alias \"\""), ["alias", ""]);
         assert_eq!(words(r#"alias "{\"}""#), ["alias", "{\"}"]);
         assert_eq!(words("a b#c\n# whole line\n\r\n"), ["a", "b"]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_quoted_comes_back(value in "[a-z\\\\#\"{}\n\r\t =']{1,12}", any in ".+") {
+            for value in [value, any] {
+                let line = format!("f {}\nnext x", super::super::writer::quote(&value));
+                let all = parse(&line).expect("readable");
+                proptest::prop_assert_eq!(all.len(), 2, "{:?}", line);
+                let texts: Vec<&str> = all[0].words.iter().map(|w| w.text.as_str()).collect();
+                proptest::prop_assert_eq!(texts, ["f", value.as_str()]);
+            }
+        }
     }
 
     #[test]

@@ -15,11 +15,11 @@ pub(crate) const HW_TARGET: &str = "HW_TARGET";
 /// The comment above values that need no saving.
 const NONKEY: &str = "# Non-key attributes\n";
 
-/// A word as a configuration file needs it: backslashes and hashes escaped, quotes around blanks.
+/// A word as a configuration file needs it: backslashes, hashes and line feeds escaped, quotes around blanks.
 pub(crate) fn quote(value: &str) -> String {
     let mut out = String::with_capacity(value.len());
     for c in value.chars() {
-        if matches!(c, '\\' | '#' | '"') {
+        if matches!(c, '\\' | '#' | '"' | '\n') {
             out.push('\\');
         }
         out.push(c);
