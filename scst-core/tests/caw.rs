@@ -144,7 +144,7 @@ fn bad_lengths_and_ranges() {
 /// What a command needs besides its data counts, too, and is given back.
 #[test]
 fn memory_to_work_in_is_limited() {
-    let ram = register_disk("/dev/ram/caw9", ram::Ram::new(1 << 20, true)).expect("new name");
+    let _ram = register_disk("/dev/ram/caw9", ram::Ram::new(1 << 20, true)).expect("new name");
     let params = CoreParams {
         // 16 pages for one device.
         max_cmd_mem: Some(5 << 15),

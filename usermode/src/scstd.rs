@@ -67,12 +67,14 @@ fn usage(e: &clap::Error) -> ExitCode {
     let line = lines.join(" ");
     let line = line.strip_prefix("error: ").unwrap_or(&line);
     // The subcommand, if it is known: its own help says more.
-    let mut args = std::env::args().skip(1).filter(|a| !a.starts_with('-'));
-    let sub = args
-        .next()
-        .filter(|a| ["run", "exec", "events", "stpgd"].contains(&a.as_str()));
-    let sub = sub.unwrap_or_else(|| "serve".to_owned());
-    complain(&format!("{line} (see scstd {sub} --help)"));
+    let args = std::env::args_os().skip(1);
+    let mut args = args.map(|a| a.to_string_lossy().into_owned());
+    let sub = match args.find(|a| !a.starts_with('-')) {
+        Some(sub) if ["run", "exec", "events", "stpgd"].contains(&sub.as_str()) => sub + " ",
+        Some(sub) if sub != "serve" => String::new(),
+        _ => "serve ".to_owned(),
+    };
+    complain(&format!("{line} (see scstd {sub}--help)"));
     ExitCode::from(EXIT_USAGE)
 }
 

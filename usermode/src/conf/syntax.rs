@@ -146,6 +146,9 @@ fn end_statement(words: &mut Vec<Word>, here: &mut Vec<Statement>) {
     }
 }
 
+/// Longest word in bytes: no attribute takes more.
+const WORD_MAX: usize = 4096;
+
 enum Token {
     Word(String),
     Open,
@@ -198,7 +201,15 @@ impl Lexer<'_> {
             Some('{') => Token::Open,
             Some('}') => Token::Close,
             Some('\n') => Token::Newline,
-            Some(_) => return self.word().map(Token::Word),
+            Some(_) => {
+                let start = self.pos;
+                let text = self.word()?;
+                return if text.len() > WORD_MAX {
+                    Err(Problem::at(start, "the word is too long"))
+                } else {
+                    Ok(Token::Word(text))
+                };
+            }
         };
         self.bump();
         Ok(single)
@@ -212,6 +223,7 @@ impl Lexer<'_> {
                 '\\' => self.escaped(&mut text, false)?,
                 '#' | '{' | '}' => break,
                 c if c.is_whitespace() => break,
+                '\0' => return Err(Problem::at(self.pos, "a NUL: this is no text")),
                 c => {
                     text.push(c);
                     self.bump();
@@ -288,7 +300,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn what_is_quoted_comes_back(value in "[a-z\\\\#\"{}\n\r\t =']{1,12}", any in ".+") {
+        fn what_is_quoted_comes_back(value in "[a-z\\\\#\"{}\n\r\t =']{1,12}", any in "[^\\x00]{1,40}") {
             for value in [value, any] {
                 let line = format!("f {}\nnext x", super::super::writer::quote(&value));
                 let all = parse(&line).expect("readable");
@@ -319,6 +331,8 @@ mod tests {
         assert_eq!(place("A\n{\n}\n").0, 2);
         assert_eq!(place("a \"b\nc").1, 3);
         assert_eq!(place("a b\\\nc").1, 4);
+        assert_eq!(place("a b\0c").0, 1);
+        assert_eq!(place(&format!("a \"{}\"", "b".repeat(5000))).1, 3);
         let deep = "a {\n".repeat(100);
         assert!(place(&deep).2.contains("too deeply"));
     }
