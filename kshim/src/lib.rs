@@ -22,6 +22,13 @@
 //! | the management tree | [`kobject`], [`params`] |
 //! | numbers, checksums, fault injection | [`idr`], [`crypto`], [`fault_inject`] |
 //!
+//! # What the documentation says of an item
+//!
+//! *Context* is where it may be called, as in the kernel's own documentation: "may sleep" (not on a reactor inside a round, nor
+//! with a spin lock held), "any" or "reactor-safe". Where nothing is said, any will do: such a call looks at or changes the object
+//! that it is called on, and never waits. *Errors* are errnos, named as [`error::code`] has them. *C header* is where the kernel has the
+//! item; `doc(alias)` is its name there, which the search of these pages finds.
+//!
 //! `docs/kernel-api-map.md` says where each function of the kernel is, `docs/porting-a-driver.md` how to port a driver.
 #![deny(missing_docs)]
 #![cfg_attr(

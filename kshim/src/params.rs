@@ -115,6 +115,12 @@ impl Params {
 ///
 /// Unlike the kernel's, which stops at what it does not know, it takes the whole text.
 ///
+/// ```
+/// use kshim::params::{kstrtobool, memparse};
+///
+/// assert_eq!((memparse("64K"), kstrtobool("on\n")), (Ok(65536), Ok(true)));
+/// ```
+///
 /// Context: any. Errors: `EINVAL`.
 pub fn memparse(text: &str) -> Result<u64> {
     let text = text.trim();

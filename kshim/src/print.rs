@@ -113,6 +113,18 @@ pub enum Verdict {
 /// A rate limit of one call site, in a `static`.
 ///
 /// Context: any thread; lock-free.
+///
+/// ```
+/// use kshim::print::{RATELIMIT_BURST, RateLimit, Verdict};
+///
+/// static LOST: RateLimit = RateLimit::new();
+///
+/// let printed = (0..100).filter(|_| matches!(LOST.check(), Verdict::Print { .. }));
+/// assert!(printed.count() >= RATELIMIT_BURST as usize);
+/// kshim::pr_warn_ratelimited!("the macros have one for each place");
+/// ```
+///
+/// C header: `include/linux/ratelimit.h` (`struct ratelimit_state`)
 #[doc(alias = "ratelimit_state")]
 #[derive(Debug)]
 pub struct RateLimit {

@@ -14,6 +14,18 @@ use crate::sys::linux::umh as sys;
 use crate::time::Delta;
 
 /// A program that was started, in a process group of its own. It is killed when this is dropped before its end.
+///
+/// ```
+/// use kshim::time::Delta;
+/// use kshim::umh::Helper;
+///
+/// let argv = ["/bin/sh", "-c", "exit 3"].map(Into::into);
+/// let mut helper = Helper::start(&argv, &[("LANG", "C".into())])?;
+/// assert_eq!(helper.wait(Delta::from_secs(60)), Ok(3));
+/// # Ok::<(), kshim::error::Error>(())
+/// ```
+///
+/// C header: `include/linux/umh.h` (`struct subprocess_info`)
 #[doc(alias = "subprocess_info")]
 #[derive(Debug)]
 pub struct Helper {

@@ -76,7 +76,9 @@ pub trait BioEndIo: Send + Sync {
     ///
     /// Called exactly once per submitted bio: inside [`BlockDevice::submit_bio`](super::BlockDevice::submit_bio), or
     /// later from any thread. It must not block, and not rely on being called after the submit returned; take no
-    /// lock here that is held across a submit.
+    /// lock here that is held across a submit. Nor may it submit the next bio of a long chain: there is no `current->bio_list`
+    /// that would catch it, so that on a disk that ends bios inside the submit the stack grows with each. Who has such a
+    /// chain loops over [`BlockDevice::submit_bio_wait`](super::BlockDevice::submit_bio_wait), or hands over to a work queue.
     #[doc(alias = "bi_end_io")]
     fn bio_done(&self, bio: Bio, status: Result);
 }
@@ -88,6 +90,20 @@ impl<F: Fn(Bio, Result) + Send + Sync> BioEndIo for F {
 }
 
 /// One request to a block device.
+///
+/// ```
+/// use std::sync::Arc;
+/// use kshim::block::{Bio, BioOp, ReqFlags};
+/// use kshim::error::Result;
+/// use kshim::scatterlist::SGTable;
+///
+/// let done = Arc::new(|bio: Bio, status: Result| println!("{bio:?}: {status:?}"));
+/// let bio = Bio::new(BioOp::Write, 8, 4096, done)
+///     .with_sg(SGTable::alloc_zeroed(4096)?, 0)
+///     .with_flags(ReqFlags::FUA);
+/// assert_eq!(bio.pos(), 4096);
+/// # Ok::<(), kshim::error::Error>(())
+/// ```
 ///
 /// C header: `include/linux/blk_types.h` (`struct bio`)
 #[doc(alias = "bio")]

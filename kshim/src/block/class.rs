@@ -52,6 +52,26 @@ pub fn class_dir(driver: &str) -> Result<Arc<Kobject>> {
 
 /// Adds what `/sys/block/DISK` has for every disk: `size` in sectors of 512 bytes, `ro`, and the limits in `queue/`.
 ///
+/// ```
+/// use std::sync::{Arc, Weak};
+/// use kshim::block::{BlockOps, QueueLimits, SubmittedBio, add_disk_attrs, class, class_dir};
+/// use kshim::kobject::tree::{Tree, TreeOps};
+///
+/// struct Disk;
+/// impl BlockOps for Disk {
+///     fn submit_bio(&self, bio: SubmittedBio) { bio.complete(Ok(())) }
+///     fn limits(&self) -> QueueLimits { QueueLimits::default() }
+///     fn capacity_bytes(&self) -> u64 { 1 << 20 }
+/// }
+///
+/// let disk: Arc<dyn BlockOps> = Arc::new(Disk);
+/// let dir = class_dir("example")?.add("d0")?;
+/// add_disk_attrs(&dir, &Arc::downgrade(&disk))?;
+/// assert_eq!(Tree::new(class()).read("example/d0/size")?, b"2048\n");
+/// dir.del(); // when the disk goes
+/// # Ok::<(), kshim::error::Error>(())
+/// ```
+///
 /// Context: may sleep. Errors: as [`Kobject::add`].
 #[doc(alias = "disk_attr_group")]
 #[doc(alias = "queue_attr_group")]

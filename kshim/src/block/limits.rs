@@ -58,9 +58,26 @@ impl Default for QueueLimits {
     }
 }
 
+/// The smallest number that is a multiple of both; 0 counts as none. The larger one where the result is too large.
+fn lcm_not_zero(a: u32, b: u32) -> u32 {
+    if a == 0 || b == 0 {
+        return a.max(b);
+    }
+    let (mut gcd, mut rest) = (a, b);
+    while rest != 0 {
+        (gcd, rest) = (rest, gcd % rest);
+    }
+    (a / gcd).checked_mul(b).unwrap_or(a.max(b))
+}
+
 impl QueueLimits {
     /// What a disk made of several can do when this is so for what was stacked already, and `lower` for one more: the
-    /// larger blocks, the smaller limits, and what all of them can.
+    /// larger blocks, the smaller limits, and what all of them can. The preferred size is a multiple of both.
+    ///
+    /// Unlike the kernel's it knows no offset of the part that is used, so that nothing is misaligned; and a disk
+    /// discards only if each of them does, since the whole of a bio goes to each.
+    ///
+    /// Context: any.
     ///
     /// ```
     /// use kshim::block::QueueLimits;
@@ -78,7 +95,7 @@ impl QueueLimits {
             logical_block_size: self.logical_block_size.max(lower.logical_block_size),
             physical_block_size: self.physical_block_size.max(lower.physical_block_size),
             io_min: self.io_min.max(lower.io_min),
-            io_opt: self.io_opt.max(lower.io_opt),
+            io_opt: lcm_not_zero(self.io_opt, lower.io_opt),
             max_discard_bytes: self.max_discard_bytes.min(lower.max_discard_bytes),
             discard_granularity: self.discard_granularity.max(lower.discard_granularity),
             discard_zeroes_data: self.discard_zeroes_data && lower.discard_zeroes_data,
@@ -99,5 +116,51 @@ impl QueueLimits {
             && self.logical_block_size <= MAX_LOGICAL_BLOCK_SIZE
             && ok(self.physical_block_size)
             && self.physical_block_size >= self.logical_block_size
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn preferred_sizes_suit_all_of_a_stack() {
+        for (a, b, both) in [
+            (0, 0, 0),
+            (0, 65536, 65536),
+            (65536, 98304, 196_608),
+            (4096, 65536, 65536),
+            (u32::MAX, u32::MAX - 1, u32::MAX),
+        ] {
+            let with = |io_opt| QueueLimits {
+                io_opt,
+                ..QueueLimits::default()
+            };
+            assert_eq!(with(a).stack(&with(b)).io_opt, both, "{a}, {b}");
+            assert_eq!(with(b).stack(&with(a)).io_opt, both, "{b}, {a}");
+        }
+    }
+
+    #[test]
+    fn a_stack_can_what_all_of_it_can() {
+        let able = QueueLimits {
+            max_discard_bytes: 1 << 20,
+            discard_zeroes_data: true,
+            max_write_zeroes_bytes: 1 << 20,
+            write_cache: false,
+            fua: true,
+            ..QueueLimits::default()
+        };
+        assert_eq!(able.stack(&able), able);
+        let plain = QueueLimits {
+            logical_block_size: 4096,
+            physical_block_size: 4096,
+            rotational: true,
+            read_only: true,
+            ..QueueLimits::default()
+        };
+        let both = able.stack(&plain);
+        assert_eq!(both, plain.stack(&able));
+        assert_eq!(both, plain);
     }
 }

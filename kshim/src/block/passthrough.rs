@@ -53,6 +53,19 @@ impl<F: Fn(ScsiRequest, ScsiOutcome) + Send + Sync> ScsiEndIo for F {
 
 /// One SCSI command for a device.
 ///
+/// ```
+/// use std::sync::Arc;
+/// use kshim::block::{BlkMode, BlockDevice, ScsiOutcome, ScsiRequest};
+///
+/// let test_unit_ready = |bdev: &BlockDevice| {
+///     let done = |cmd: ScsiRequest, outcome: ScsiOutcome| println!("{cmd:?}: {outcome:?}");
+///     bdev.submit_scsi(ScsiRequest::new(vec![0; 6], Arc::new(done)));
+/// };
+/// if let Ok(bdev) = BlockDevice::open("/dev/kind/disk", BlkMode::READ | BlkMode::PASSTHROUGH) {
+///     test_unit_ready(&bdev);
+/// }
+/// ```
+///
 /// C header: `include/scsi/scsi_cmnd.h` (`struct scsi_cmnd`)
 #[doc(alias = "scsi_cmnd")]
 pub struct ScsiRequest {

@@ -21,6 +21,12 @@ pub fn crc32c(data: &[u8]) -> u32 {
 
 /// Continues a CRC32C: `crc` is that of the bytes before `data`; 0 when there are none.
 ///
+/// ```
+/// use kshim::crypto::{crc32c, crc32c_append};
+///
+/// assert_eq!(crc32c_append(crc32c(b"head"), b"tail"), crc32c(b"headtail"));
+/// ```
+///
 /// Context: any.
 pub fn crc32c_append(crc: u32, data: &[u8]) -> u32 {
     ::crc32c::crc32c_append(crc, data)

@@ -106,6 +106,18 @@ pub fn read_head(path: impl AsRef<Path>, max: usize) -> Result<Vec<u8>> {
 /// it keeps its mode and owner. A new one can be read by its owner only.
 ///
 /// Context: may sleep. Errors: those of `open(2)`, `write(2)`, `fsync(2)` and `rename(2)`.
+///
+/// ```
+/// use kshim::fs;
+///
+/// let path = std::env::temp_dir().join(format!("kshim-save-{}", std::process::id()));
+/// fs::save(&path, b"state 1")?;
+/// fs::save(&path, b"state 2")?; // a crash leaves one of them
+/// assert_eq!(fs::read(&path, 4096)?, b"state 2");
+/// assert_eq!(fs::stat(&path)?.len, 7);
+/// fs::unlink(&path)?;
+/// # Ok::<(), kshim::error::Error>(())
+/// ```
 pub fn save(path: impl AsRef<Path>, data: &[u8]) -> Result {
     crate::sys::linux::tree::save(path.as_ref(), data)
 }

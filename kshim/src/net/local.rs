@@ -81,6 +81,17 @@ impl Drop for LocalListener {
 }
 
 /// A connected local stream, blocking.
+///
+/// ```
+/// use kshim::net::{LocalListener, LocalStream};
+///
+/// let path = std::env::temp_dir().join(format!("kshim-local-{}", std::process::id()));
+/// let listener = LocalListener::bind(&path)?;
+/// let client = LocalStream::connect(listener.path())?;
+/// assert!(client.peer_is_trusted()?);
+/// assert!(LocalListener::bind(&path).is_err(), "the name is taken");
+/// # Ok::<(), kshim::error::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct LocalStream {
     fd: OwnedFd,

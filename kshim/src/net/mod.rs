@@ -29,6 +29,12 @@ pub use socket::{How, Keepalive, Socket};
 /// Context: may sleep, as long as the resolver takes.
 ///
 /// Errors: ENOENT (no such host, or nobody can say).
+///
+/// ```
+/// let addrs = kshim::net::resolve("127.0.0.1", 10809)?;
+/// assert_eq!(addrs, ["127.0.0.1:10809".parse().unwrap()]);
+/// # Ok::<(), kshim::error::Error>(())
+/// ```
 #[doc(alias = "getaddrinfo")]
 pub fn resolve(host: &str, port: u16) -> crate::error::Result<Vec<SocketAddr>> {
     crate::sys::net::resolve(host, port)

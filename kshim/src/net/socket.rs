@@ -31,6 +31,25 @@ pub struct Keepalive {
 }
 
 /// A connected stream socket, non-blocking. See the [module](super)'s documentation.
+///
+/// ```
+/// use kshim::error::code;
+/// use kshim::net::{How, RX_CHUNK, RxBuf, Socket};
+/// use kshim::reactor::Ready;
+///
+/// let (a, b) = Socket::pair()?;
+/// let mut buf = RxBuf::new(RX_CHUNK);
+/// assert_eq!(b.recv(&mut buf), Err(code::EAGAIN));
+/// assert_eq!(a.send(b"hello")?, 5);
+/// a.shutdown(How::Write)?;
+/// b.wait(Ready::READ, None)?; // a reactor's source has its `ready` called instead
+/// assert_eq!(b.recv(&mut buf)?, 5);
+/// assert_eq!(buf.data(), b"hello");
+/// assert_eq!(b.recv(&mut buf)?, 0);
+/// # Ok::<(), kshim::error::Error>(())
+/// ```
+///
+/// C header: `include/linux/net.h` (`struct socket`)
 #[derive(Debug)]
 pub struct Socket {
     fd: PollFd,
@@ -61,6 +80,8 @@ impl Socket {
     }
 
     /// Two local sockets connected to each other. They have no addresses and no TCP options.
+    ///
+    /// Context: any; does not sleep. Errors: EMFILE, ENFILE.
     pub fn pair() -> Result<(Socket, Socket)> {
         let (a, b) = net::pair()?;
         Ok((Socket { fd: a }, Socket { fd: b }))
@@ -71,7 +92,9 @@ impl Socket {
         self.fd.clone()
     }
 
-    /// Sends small segments at once (`TCP_NODELAY`). Errors: EOPNOTSUPP (not TCP).
+    /// Sends small segments at once (`TCP_NODELAY`).
+    ///
+    /// Context: reactor-safe, as all that follows but for [`Socket::wait`]. Errors: EOPNOTSUPP (not TCP).
     pub fn set_nodelay(&self, on: bool) -> Result {
         net::set_nodelay(&self.fd, on)
     }
@@ -84,12 +107,13 @@ impl Socket {
     }
 
     /// Has the connection reset, not closed, when the socket is dropped. For tests, and to free resources of a peer
-    /// that misbehaves.
+    /// that misbehaves. Errors: those of `setsockopt(2)`, which does not fail on a socket.
     pub fn set_linger_reset(&self) -> Result {
         net::set_linger_reset(&self.fd)
     }
 
     /// Sets the kernel's buffer sizes (`SO_SNDBUF`, `SO_RCVBUF`; the kernel doubles and caps them). Unset, they tune themselves.
+    /// Errors: EINVAL (more than 2 GiB).
     pub fn set_buffer_sizes(&self, send: Option<usize>, recv: Option<usize>) -> Result {
         net::set_buffer_sizes(&self.fd, send, recv)
     }
@@ -109,7 +133,8 @@ impl Socket {
         net::shutdown(&self.fd, how != How::Write, how != How::Read)
     }
 
-    /// The error pending on the connection, which this takes: why [`Ready::ERR`] was reported.
+    /// The error pending on the connection, which this takes: why [`Ready::ERR`] was reported. `Ok`: there is
+    /// none.
     pub fn take_error(&self) -> Result {
         net::take_error(&self.fd)
     }
@@ -117,7 +142,7 @@ impl Socket {
     /// Sleeps until the socket is ready for one of `events` ([`Ready::READ`], [`Ready::WRITE`]) and returns for what; empty
     /// after the timeout.
     ///
-    /// Context: may sleep; for clients and tests.
+    /// Context: may sleep; for clients and tests. Errors: those of `ppoll(2)`, which does not fail on a socket.
     pub fn wait(&self, events: Ready, timeout: Option<Delta>) -> Result<Ready> {
         let mut b = 0;
         if events.contains(Ready::READ) {

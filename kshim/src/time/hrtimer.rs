@@ -137,6 +137,14 @@ impl fmt::Debug for HrTimer {
 /// The first time after `now` that is a whole number of `interval`s after `expired`, and how many that is. An interval
 /// below a nanosecond counts as one.
 ///
+/// ```
+/// use kshim::time::{Delta, Instant, hrtimer_forward};
+///
+/// let due = Instant::from_nanos(1000);
+/// let (next, periods) = hrtimer_forward(due, Instant::from_nanos(1250), Delta::from_nanos(100));
+/// assert_eq!((next, periods), (Instant::from_nanos(1300), 3));
+/// ```
+///
 /// Context: any.
 #[doc(alias = "hrtimer_forward")]
 #[doc(alias = "hrtimer_forward_now")]

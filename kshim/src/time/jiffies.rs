@@ -111,6 +111,13 @@ impl Sub for Jiffies {
 }
 
 /// Ticks in `ms` milliseconds, rounded up.
+///
+/// ```
+/// use kshim::time::{Jiffies, msecs_to_jiffies};
+///
+/// let end = Jiffies::now() + msecs_to_jiffies(60_000);
+/// assert!(Jiffies::now().before(end));
+/// ```
 #[must_use]
 pub fn msecs_to_jiffies(ms: Msecs) -> Jiffies {
     Jiffies((u64::from(ms) * HZ).div_ceil(1000))

@@ -45,6 +45,22 @@ fn start_locked(st: &mut State) -> Result {
 /// they may sleep, but hold up those behind them.
 ///
 /// Context: any thread, reactor-safe, also inside a read section. Mirrors `call_rcu`.
+///
+/// ```
+/// use kshim::sync::Arc;
+/// use kshim::sync::atomic::{AtomicBool, Ordering};
+/// use kshim::sync::rcu;
+///
+/// let freed = Arc::new(AtomicBool::new(false));
+/// let old = Arc::clone(&freed);
+/// {
+///     let _section = rcu::read_lock();
+///     rcu::call_rcu(Box::new(move || old.store(true, Ordering::Relaxed)));
+///     assert!(!freed.load(Ordering::Relaxed), "somebody still reads");
+/// }
+/// rcu::barrier();
+/// assert!(freed.load(Ordering::Relaxed));
+/// ```
 pub fn call_rcu(f: Box<dyn FnOnce() + Send>) {
     let mut st = STATE.lock();
     st.queue.push(f);
