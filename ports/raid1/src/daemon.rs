@@ -186,11 +186,12 @@ impl Array {
                 (st.actives(), st.meta.clone())
             };
             let mut failed = Vec::new();
-            for (n, bdev) in &legs {
+            // Each is let go of: else this thread closes it when it has failed.
+            for (n, bdev) in legs {
                 let mut own = meta.clone();
-                own.index = *n;
-                if let Err(e) = leg::write(bdev, own.position(), &own.encode()) {
-                    failed.push((*n, e));
+                own.index = n;
+                if let Err(e) = leg::write(&bdev, own.position(), &own.encode()) {
+                    failed.push((n, e));
                 }
             }
             if self.all_written(failed)? {
@@ -243,12 +244,12 @@ impl Array {
             (st.actives(), pages.iter().map(encode).collect::<Vec<_>>())
         };
         let mut failed = Vec::new();
-        for (n, bdev) in &legs {
+        for (n, bdev) in legs {
             let write = |(page, bytes): &(usize, Vec<u8>)| {
-                leg::write(bdev, BITMAP_AT + (*page * PAGE) as u64, bytes)
+                leg::write(&bdev, BITMAP_AT + (*page * PAGE) as u64, bytes)
             };
             if let Err(e) = pages.iter().try_for_each(write) {
-                failed.push((*n, e));
+                failed.push((n, e));
             }
         }
         if self.all_written(failed)? {
@@ -320,8 +321,8 @@ impl Array {
             return;
         }
         // What was written is on all legs to stay, before nobody remembers that it was written.
-        let failed = |(n, b): &(usize, Arc<BlockDevice>)| leg::flush(b).err().map(|e| (*n, e));
-        let failed: Vec<(usize, Error)> = legs.iter().filter_map(failed).collect();
+        let failed = |(n, b): (usize, Arc<BlockDevice>)| leg::flush(&b).err().map(|e| (n, e));
+        let failed: Vec<(usize, Error)> = legs.into_iter().filter_map(failed).collect();
         if !failed.is_empty() {
             return self.handle_failures(failed, Vec::new());
         }
@@ -394,7 +395,9 @@ impl Array {
             let Some((n, bdev)) = promotable(&self.state.lock()) else {
                 return;
             };
-            if let Err(e) = leg::flush(&bdev) {
+            let flushed = leg::flush(&bdev);
+            drop(bdev);
+            if let Err(e) = flushed {
                 return self.handle_failures(vec![(n, e)], Vec::new());
             }
             {
@@ -533,7 +536,7 @@ impl Array {
 
     fn attach(&self, n: usize, path: &str, bdev: Arc<BlockDevice>, whole: bool) -> Result {
         let uuid = new_uuid()?;
-        let pages: BTreeSet<usize> = {
+        let (pages, stale) = {
             let mut st = self.state.lock();
             let block = st.limits.logical_block_size;
             let (l, need) = (bdev.limits(), st.meta.data_offset + st.meta.size);
@@ -569,7 +572,8 @@ impl Array {
             }
             // Copying may begin.
             self.changed.notify_all();
-            (0..st.regions.len().div_ceil(PAGE_BITS)).collect()
+            let pages: BTreeSet<_> = (0..st.regions.len().div_ceil(PAGE_BITS)).collect();
+            (pages, st.stale_regions())
         };
         let written = self.write_pages(&pages);
         {
@@ -585,7 +589,7 @@ impl Array {
         pr_info!(
             "raid1 {}: leg {n}, {path}: {} of {} regions to copy",
             self.spec.name,
-            st.stale_regions(),
+            stale,
             st.regions.len()
         );
         self.changed.notify_all();

@@ -82,6 +82,13 @@ struct Gate {
     opened: CondVar,
 }
 
+impl Gate {
+    fn open(&self) {
+        *self.shut.lock() = false;
+        self.opened.notify_all();
+    }
+}
+
 static LEGS: SpinLock<BTreeMap<String, Arc<TestLeg>>> = SpinLock::new(BTreeMap::new());
 
 impl TestLeg {
@@ -546,6 +553,7 @@ impl Drop for Run {
             for held in leg.switch(Mode::Dead) {
                 held.bio.complete(Err(EIO));
             }
+            leg.1.open();
         }
         self.array.state.lock().closing = true;
         self.array.changed.turns.control(false);
@@ -748,8 +756,7 @@ fn nobody_waits_for_a_failed_leg_to_be_closed() {
     run.submit(Cmd::Write(0, 1), 1);
     run.settle();
     assert_eq!(book.lock().acks, 1);
-    *gate.1.shut.lock() = false;
-    gate.1.opened.notify_all();
+    gate.1.open();
     run.stop(Mode::Through);
 }
 
