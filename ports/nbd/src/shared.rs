@@ -123,6 +123,7 @@ impl Shared {
     /// A bio comes in.
     pub(crate) fn submit(&self, bio: SubmittedBio) {
         let mut st = self.state.lock();
+        let before = bio.flags.contains(ReqFlags::PREFLUSH);
         let refused = match bio.op {
             _ if st.given_up => Some(Err(ETIMEDOUT)),
             // The server has no cache that it knows of.
@@ -130,7 +131,8 @@ impl Shared {
             BioOp::Flush => None,
             BioOp::WriteZeroes if !st.can(export::SEND_WRITE_ZEROES) => Some(Err(EOPNOTSUPP)),
             BioOp::Discard if !st.can(export::SEND_TRIM) => Some(Err(EOPNOTSUPP)),
-            _ if bio.len == 0 => Some(Ok(())),
+            // One without data is a flush, if it asks for one before.
+            _ if bio.len == 0 && !(before && st.can(export::SEND_FLUSH)) => Some(Ok(())),
             _ => None,
         };
         if let Some(status) = refused {
@@ -139,8 +141,7 @@ impl Shared {
         }
         let job = Job::new(bio);
         st.jobs += 1;
-        let before = job.flags.contains(ReqFlags::PREFLUSH) && st.can(export::SEND_FLUSH);
-        let stage = if before && job.op != BioOp::Flush {
+        let stage = if before && st.can(export::SEND_FLUSH) && job.op != BioOp::Flush {
             Stage::PreFlush
         } else {
             Stage::Work
@@ -245,7 +246,16 @@ impl Shared {
         }
         let durable = self.wants_fua(job);
         match (stage, job.op) {
-            (Stage::PreFlush, _) => self.start(st, job, Stage::Work),
+            (Stage::PreFlush, _) => {
+                st.flushed = st.flushed.max(mark);
+                if std::mem::take(&mut st.lost) {
+                    end(st, Err(EIO));
+                } else if job.len == 0 {
+                    end(st, Ok(()));
+                } else {
+                    self.start(st, job, Stage::Work);
+                }
+            }
             (Stage::Work, BioOp::Flush) if job.own => {
                 st.flushed = st.flushed.max(mark);
                 end(st, Ok(()));
@@ -278,7 +288,10 @@ impl Shared {
                     end(st, Err(EIO));
                 }
             }
-            (Stage::PostFlush, _) => end(st, Ok(())),
+            (Stage::PostFlush, _) => {
+                st.flushed = st.flushed.max(mark);
+                end(st, Ok(()));
+            }
         }
     }
 

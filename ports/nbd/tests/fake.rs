@@ -70,6 +70,8 @@ struct Fake {
     requests: AtomicU64,
     random: AtomicU64,
     refuse: AtomicBool,
+    /// Connections that are there hang up instead of answering.
+    drop_now: AtomicBool,
 }
 
 impl Fake {
@@ -86,6 +88,7 @@ impl Fake {
             requests: AtomicU64::new(0),
             random: AtomicU64::new(88172645463325252),
             refuse: AtomicBool::new(false),
+            drop_now: AtomicBool::new(false),
         });
         let own = Arc::clone(&fake);
         thread::spawn(move || {
@@ -214,7 +217,8 @@ impl Fake {
                 let now = disk.now[offset..offset + len].to_vec();
                 disk.durable[offset..offset + len].copy_from_slice(&now);
             }
-            if how.drop_every != 0 && n.is_multiple_of(how.drop_every) {
+            let drop_it = how.drop_every != 0 && n.is_multiple_of(how.drop_every);
+            if drop_it || self.drop_now.load(Ordering::SeqCst) {
                 return Ok(false);
             }
             let read = if cmd == 0 {
@@ -530,6 +534,38 @@ fn a_flush_tells_of_writes_that_may_be_lost_once() {
     assert_eq!(flush(), Ok(()));
     assert_eq!(attr(&fake, "lost_writes"), "0\n");
     assert_eq!(attr(&fake, "requeued"), "1\n");
+}
+
+#[test]
+fn a_flush_before_a_write_is_a_flush_like_others() {
+    let fake = Fake::start(Behaviour {
+        volatile: true,
+        ..Behaviour::default()
+    });
+    let disk = open(&fake, "").unwrap();
+    let none = ReqFlags::empty();
+    let empty = |flags| run(&disk, BioOp::Write, 0, 0, flags, 0).map(|_| ());
+    let durable = || fake.disk.lock().unwrap().durable[0];
+    run(&disk, BioOp::Write, 0, BLOCK, none, 1).unwrap();
+    assert_eq!((empty(none), durable()), (Ok(()), 0));
+    assert_eq!((empty(ReqFlags::PREFLUSH), durable()), (Ok(()), 1));
+    run(&disk, BioOp::Write, 0, BLOCK, none, 2).unwrap();
+    run(&disk, BioOp::Write, BLOCK, BLOCK, ReqFlags::PREFLUSH, 3).unwrap();
+    assert_eq!(durable(), 2);
+    // What is lost with a connection is told to who flushes first.
+    run(&disk, BioOp::Write, 0, BLOCK, none, 4).unwrap();
+    fake.drop_now.store(true, Ordering::SeqCst);
+    thread::scope(|s| {
+        let read = s.spawn(|| run(&disk, BioOp::Read, 0, BLOCK, none, 0));
+        while attr(&fake, "connections_lost") == "0\n" {
+            thread::sleep(std::time::Duration::from_millis(5));
+        }
+        fake.drop_now.store(false, Ordering::SeqCst);
+        assert_eq!(read.join().unwrap(), Ok(vec![2; BLOCK]));
+    });
+    let both = ReqFlags::PREFLUSH | ReqFlags::FUA;
+    assert_eq!(run(&disk, BioOp::Write, 0, BLOCK, both, 5), Err(code::EIO));
+    assert_eq!(run(&disk, BioOp::Write, 0, BLOCK, both, 5), Ok(vec![]));
 }
 
 #[test]
