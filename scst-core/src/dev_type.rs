@@ -173,8 +173,21 @@ pub trait DevHandler: Send + Sync + 'static {
         None
     }
 
+    /// Whether another host has taken what the device serves: at ports here it is standby, whatever the state of their group.
+    /// Context: any.
+    fn is_lost(&self) -> bool {
+        false
+    }
+
+    /// Whether the device is to be opened (again) by [`DevHandler::on_alua_state_change_start`] before it can serve in an active
+    /// state. Context: any.
+    fn needs_activation(&self) -> bool {
+        false
+    }
+
     /// The state of the device's port group is about to change; commands see the old one. One for the whole group,
-    /// whatever the number of its ports. Context: may sleep, under `scst_dg_mutex`.
+    /// whatever the number of its ports. Old and new state are the same where the state is set again. Context: may sleep,
+    /// under `scst_dg_mutex`.
     fn on_alua_state_change_start(&self, _dev: &Arc<Device>, _old: TgState, _new: TgState) {}
 
     /// The state of the device's port group has changed; new commands see the new one. Context: may sleep, under

@@ -649,6 +649,13 @@ impl Device {
         life.state == State::Closing || life.close_wanted && life.state != State::Closed
     }
 
+    /// Whether another server has the lock that only opening it again gets back. Context: any.
+    pub(super) fn is_lost(&self) -> bool {
+        let life = self.life.lock();
+        let explicit = matches!(self.locking, Locking::Explicit(_));
+        explicit && life.state == State::Open && life.lock != LockState::Write
+    }
+
     /// Whether it was given up. Context: any.
     pub(super) fn is_stuck(&self) -> bool {
         self.life.lock().state == State::Stuck

@@ -121,6 +121,10 @@ impl BlockOps for Disk {
         self.dev().map_or(0, |dev| dev.capacity())
     }
 
+    fn is_lost(&self) -> bool {
+        self.dev().is_some_and(|dev| dev.is_lost())
+    }
+
     /// Only RADOS block devices change while they are open; a handler may tell of a change by itself, too.
     fn revalidate(&self) -> Result<u64> {
         let dev = self.dev().ok_or(ENODEV)?;

@@ -170,6 +170,13 @@ impl BlockDevice {
         self.ops.revalidate()
     }
 
+    /// Whether another host has taken what is behind it ([`BlockOps::is_lost`]).
+    ///
+    /// Context: any.
+    pub fn is_lost(&self) -> bool {
+        self.ops.is_lost()
+    }
+
     /// Its limits.
     #[doc(alias = "bdev_limits")]
     #[doc(alias = "bdev_get_queue")]

@@ -39,6 +39,13 @@ pub trait BlockOps: Send + Sync {
         Ok(self.capacity_bytes())
     }
 
+    /// Whether another host has taken what is behind the disk, which serves nothing until it is closed and opened again.
+    ///
+    /// Context: any.
+    fn is_lost(&self) -> bool {
+        false
+    }
+
     /// Lends the memory of a range for reading, if the disk is memory that cannot vanish.
     ///
     /// Context: any.

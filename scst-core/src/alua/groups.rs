@@ -111,7 +111,7 @@ impl TargetGroup {
         self.tgts.iter().any(is)
     }
 
-    fn is_remote(&self) -> bool {
+    pub(super) fn is_remote(&self) -> bool {
         self.tgts.iter().any(|t| t.tgt.is_none())
     }
 
@@ -228,15 +228,29 @@ impl DevGroup {
         self.devs.iter().filter(here).cloned().collect()
     }
 
+    /// Sets a state that a group has, for devices that do not serve in it. Context: may sleep.
+    pub(super) fn set_again(&mut self, id: u16, state: TgState) {
+        let at = self.tgs.iter().position(|g| g.id == id && g.state == state);
+        if let Some(at) = at {
+            self.set_state(at, state);
+        }
+    }
+
     #[doc(alias = "__scst_tg_set_state")]
     fn set_state(&mut self, at: usize, state: TgState) {
-        let Some(old) = self.tgs.get(at).map(|g| g.state).filter(|s| *s != state) else {
+        let Some(old) = self.tgs.get(at).map(|g| g.state) else {
             return;
         };
         let devs = self.tgs.get(at).map(|g| self.devs_to_tell(g));
         let devs = devs.unwrap_or_default();
+        // Also where it is set again: what could not be opened, or was lost since, is tried again.
         for dev in &devs {
-            dev.handler().on_alua_state_change_start(dev, old, state);
+            if old != state || state.is_active() && dev.handler().needs_activation() {
+                dev.handler().on_alua_state_change_start(dev, old, state);
+            }
+        }
+        if old == state {
+            return;
         }
         if let Some(tg) = self.tgs.get_mut(at) {
             tg.state = state;

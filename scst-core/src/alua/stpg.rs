@@ -52,6 +52,13 @@ pub struct StpgGroup {
     pub new_state: TgState,
 }
 
+impl StpgGroup {
+    /// Whether the group has the state, but not for the device.
+    fn is_again(&self) -> bool {
+        self.prev_state == self.new_state
+    }
+}
+
 /// A request under way.
 #[doc(alias = "scst_stpg_wait")]
 #[derive(Debug)]
@@ -105,24 +112,29 @@ impl Stpg {
     }
 
     /// The request is carried out (0), or could not be (a negative errno, or whatever the program said). The command succeeds
-    /// if none of the groups is in its former state. Context: may sleep.
+    /// if none of the groups is in its former state, and the device can serve in the new one. Context: may sleep.
     #[doc(alias = "scst_event_stpg_notify_fn")]
     fn finish(&self, status: i32) {
         let Some(core) = self.core.upgrade() else {
             return;
         };
         let (ok, blocked) = core.alua.with_groups(|groups| {
+            let mut dg = groups.iter_mut().find(|g| g.has_dev(&self.dev));
+            if let Some(dg) = &mut dg {
+                // What sets a state may leave out what is so: as scstadmin does.
+                for g in self.groups.iter().filter(|g| status == 0 && g.is_again()) {
+                    dg.set_again(g.id, g.new_state);
+                }
+            }
             // Under the lock: whoever changes a state next waits for the command to leave.
             self.dev.stpg_under_way.store(false, Ordering::Release);
-            let Some(dg) = groups.iter_mut().find(|g| g.has_dev(&self.dev)) else {
+            let Some(dg) = dg else {
                 return (false, Vec::new());
             };
             dg.stpg_by = None;
             let blocked = std::mem::take(&mut dg.stpg_blocked);
-            (
-                status == 0 && self.groups.iter().all(|g| has_changed(dg, g)),
-                blocked,
-            )
+            let done = |g| has_changed(dg, g) && !needs_activation(dg, &self.dev, g);
+            (status == 0 && self.groups.iter().all(done), blocked)
         });
         unblock(blocked);
         let Some(mut cmd) = self.parked.lock().take() else {
@@ -146,7 +158,13 @@ impl Stpg {
 
 fn has_changed(dg: &DevGroup, wanted: &StpgGroup) -> bool {
     let tg = dg.tgs.iter().find(|g| g.id == wanted.id);
-    tg.is_some_and(|g| g.state != wanted.prev_state)
+    tg.is_some_and(|g| wanted.is_again() || g.state != wanted.prev_state)
+}
+
+/// Whether a device that is to serve in the state asked for does not, as another host has it, or it could not be opened.
+fn needs_activation(dg: &DevGroup, dev: &Device, wanted: &StpgGroup) -> bool {
+    let here = |id| dg.tgs.iter().any(|g| g.id == id && !g.is_remote());
+    wanted.new_state.is_active() && here(wanted.id) && dev.handler().needs_activation()
 }
 
 /// SET TARGET PORT GROUPS. Context: may sleep.
@@ -179,7 +197,7 @@ pub(crate) fn begin(cmd: &mut Cmd) -> Begun {
     let begun = core.alua.with_groups_soon(|groups| {
         let dg = groups.iter_mut().find(|g| g.has_dev(&dev));
         let dg = dg.ok_or(sense::SET_TARGET_PGS_FAILED)?;
-        let wanted = wanted(dg, &list)?;
+        let wanted = wanted(dg, &dev, &list)?;
         Ok(start(&core, cmd, &dev, dg, wanted))
     });
     match begun.unwrap_or(Err(sense::ALUA_TRANSITIONING)) {
@@ -192,8 +210,9 @@ pub(crate) fn begin(cmd: &mut Cmd) -> Begun {
     }
 }
 
-/// What a parameter list asks for, without what is so already.
-fn wanted(dg: &DevGroup, list: &[u8]) -> Result<Vec<StpgGroup>, Sense> {
+/// What a parameter list asks for, without what is so already. A group that is active, but not for a device that another host has
+/// taken, is to be made active again.
+fn wanted(dg: &DevGroup, dev: &Device, list: &[u8]) -> Result<Vec<StpgGroup>, Sense> {
     let mut wanted = Vec::new();
     let descriptors = list.get(DESCRIPTOR_LEN..).unwrap_or_default();
     for d in descriptors.chunks_exact(DESCRIPTOR_LEN) {
@@ -205,14 +224,15 @@ fn wanted(dg: &DevGroup, list: &[u8]) -> Result<Vec<StpgGroup>, Sense> {
         if tg.state == TgState::Transitioning {
             return Err(sense::ALUA_TRANSITIONING);
         }
-        if tg.state != state {
-            wanted.push(StpgGroup {
-                dg: dg.name.clone(),
-                tg: tg.name.clone(),
-                id,
-                prev_state: tg.state,
-                new_state: state,
-            });
+        let asked = StpgGroup {
+            dg: dg.name.clone(),
+            tg: tg.name.clone(),
+            id,
+            prev_state: tg.state,
+            new_state: state,
+        };
+        if tg.state != state || needs_activation(dg, dev, &asked) {
+            wanted.push(asked);
         }
     }
     Ok(wanted)

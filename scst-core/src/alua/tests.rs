@@ -89,12 +89,12 @@ fn reports_as_kernel_scst() {
     view.groups[0].preferred = true;
     let want = "0000001880cf000b000200010000000101cf0016000200010000012c";
     let hex = |d: Vec<u8>| d.iter().map(|b| format!("{b:02x}")).collect::<String>();
-    let data = report_target_port_groups(Some(&view), 0).unwrap();
+    let data = report_target_port_groups(Some(&view), 0, false).unwrap();
     assert_eq!(hex(data), want);
-    let data = report_target_port_groups(Some(&view), 1).unwrap();
+    let data = report_target_port_groups(Some(&view), 1, false).unwrap();
     assert_eq!(hex(data), format!("0000001c10000000{}", &want[8..]));
-    assert_eq!(report_target_port_groups(Some(&view), 2), None);
-    let none = report_target_port_groups(None, 1).unwrap();
+    assert_eq!(report_target_port_groups(Some(&view), 2, false), None);
+    let none = report_target_port_groups(None, 1, false).unwrap();
     assert_eq!(none, [0, 0, 0, 4, 0x10, 0, 0, 0]);
     assert_eq!(view.port("here").tg_id, 11);
     let at = view.port("remote");

@@ -16,12 +16,12 @@ use scst_tests::{Command as Scsi, OpenOptions, Session, scsi};
 
 const IQN: &str = "iqn.2026-01.org.example:events";
 /// Sense of a failed SET TARGET PORT GROUPS.
-const SET_TARGET_PGS_FAILED: (u8, u8, u8) = (4, 0x67, 0x0a);
+pub(super) const SET_TARGET_PGS_FAILED: (u8, u8, u8) = (4, 0x67, 0x0a);
 /// Asymmetric access states.
 const OPTIMIZED: u8 = 0;
 const STANDBY: u8 = 2;
 
-fn set(tree: &TreeClient, path: &str, value: &str) {
+pub(super) fn set(tree: &TreeClient, path: &str, value: &str) {
     let written = tree.write(path, value.as_bytes());
     written.unwrap_or_else(|e| panic!("{value:?} to {path}: {e}"));
 }
@@ -202,7 +202,7 @@ fn alua_server(options: &RunOptions) -> (RunServer, TreeClient, Session) {
     (server, tree, s)
 }
 
-fn state(tree: &TreeClient) -> String {
+pub(super) fn state(tree: &TreeClient) -> String {
     let path = "device_groups/dg/target_groups/tg/state";
     let text = String::from_utf8(tree.read(path).unwrap()).unwrap();
     text.lines().next().unwrap_or_default().to_owned()
@@ -223,11 +223,11 @@ fn script(dir: &Path, text: &str) -> PathBuf {
 }
 
 /// A running `scstd stpgd`.
-struct Stpgd(Child);
+pub(super) struct Stpgd(Child);
 
 impl Stpgd {
     /// Waits until it is there.
-    fn start(mut command: Command) -> Self {
+    pub(super) fn start(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut ready = [0; 6];
         let mut stdout = child.stdout.take().unwrap();
@@ -250,7 +250,7 @@ impl Drop for Stpgd {
     }
 }
 
-fn stpgd(server: &RunServer, script: &Path, timeout: &str) -> Command {
+pub(super) fn stpgd(server: &RunServer, script: &Path, timeout: &str) -> Command {
     let mut command = Command::new(scst_tests::server::scstd());
     command.args(["stpgd", "--timeout", timeout, "--control"]);
     command.arg(server.control()).arg("--path").arg(script);

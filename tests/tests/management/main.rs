@@ -4,6 +4,7 @@ mod aptpl;
 mod config;
 mod events;
 mod exec;
+mod failover;
 mod scst_crate;
 mod scstadmin_suite;
 mod trace;

@@ -73,6 +73,11 @@ impl BlockStore {
         self.bdev.capacity_bytes()
     }
 
+    /// Whether another host has taken what is behind it. Context: any.
+    pub(super) fn is_lost(&self) -> bool {
+        self.bdev.is_lost()
+    }
+
     pub(super) fn revalidate(&self) -> Result<u64> {
         self.bdev.revalidate()
     }

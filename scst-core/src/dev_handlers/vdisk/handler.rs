@@ -149,11 +149,22 @@ impl DevHandler for Vdisk {
         }
     }
 
+    fn is_lost(&self) -> bool {
+        self.store().is_lost()
+    }
+
+    fn needs_activation(&self) -> bool {
+        self.follows_alua_state() && (!self.is_active() || self.store().is_lost())
+    }
+
     /// A device that is bound to the state (`bind_alua_state`) opens its backing store before commands come.
     #[doc(alias = "vdev_on_alua_state_change_start")]
     fn on_alua_state_change_start(&self, dev: &Arc<Device>, _old: TgState, new: TgState) {
-        if !self.follows_alua_state() || !new.is_active() || self.is_active() {
+        if !new.is_active() || !self.needs_activation() {
             return;
+        }
+        if self.is_active() {
+            self.shut(dev);
         }
         let before = self.nblocks();
         if let Err(e) = self.activate() {
@@ -171,17 +182,7 @@ impl DevHandler for Vdisk {
     #[doc(alias = "vdev_on_alua_state_change_finish")]
     fn on_alua_state_change_finish(&self, dev: &Arc<Device>, _old: TgState, new: TgState) {
         if self.follows_alua_state() && !new.is_active() && self.is_active() {
-            // The command that asks for the change is alone on its device, and stays there until it is carried out.
-            let alone = dev.stpg_under_way.load(Ordering::Acquire);
-            if !alone {
-                dev.block.block_and_drain();
-            }
-            self.deactivate();
-            if !alone {
-                for cmd in dev.block.unblock() {
-                    let _ = cmd.go_home();
-                }
-            }
+            self.shut(dev);
         }
     }
 
@@ -706,6 +707,21 @@ impl Vdisk {
         }
     }
 
+    /// Closes the backing store when no command is on the device. Context: may sleep.
+    fn shut(&self, dev: &Device) {
+        // The command that asks for the change is alone on its device, and stays there until it is carried out.
+        let alone = dev.stpg_under_way.load(Ordering::Acquire);
+        if !alone {
+            dev.block.block_and_drain();
+        }
+        self.deactivate();
+        if !alone {
+            for cmd in dev.block.unblock() {
+                let _ = cmd.go_home();
+            }
+        }
+    }
+
     /// Whether the backing store is open in active states only.
     fn follows_alua_state(&self) -> bool {
         matches!(self.kind(), VdiskKind::Fileio | VdiskKind::Blockio) && self.binds_alua_state()
@@ -717,6 +733,9 @@ impl Vdisk {
         let sa = cmd.cdb_byte(1) & 0x1F;
         let mut out = Reply::new();
         match code {
+            op::TEST_UNIT_READY if self.store().is_lost() => {
+                return Err(sense::ALUA_STANDBY.into());
+            }
             op::TEST_UNIT_READY | op::SEND_DIAGNOSTIC => return Ok(()),
             op::PREVENT_ALLOW_MEDIUM => {
                 let prevent = cmd.cdb_byte(4) & 1 != 0;

@@ -54,6 +54,11 @@ impl Store {
         }
     }
 
+    /// Whether another host has taken it, until it is opened again. Context: any.
+    pub(super) fn is_lost(&self) -> bool {
+        matches!(self, Self::Block(b) if b.is_lost())
+    }
+
     pub(super) fn can_discard(&self) -> bool {
         match self {
             Self::Closed => true,
