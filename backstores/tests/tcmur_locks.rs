@@ -238,6 +238,34 @@ fn another_connection_does_not_forget_what_was_lost() {
     close(bdev);
 }
 
+#[test]
+fn writes_that_nobody_has_flushed_when_the_connection_is_lost_have_flushes_fail() {
+    init();
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    for lock in ["", "&lock=on", "&lock=group-7"] {
+        let path = format!("/dev/tcmur/locks/dirty?size=1M{lock}");
+        // All was durable, but for what failed.
+        let bdev = open(&path).unwrap();
+        assert_eq!(insist(&bdev, BioOp::Write, 0), Ok(()));
+        assert_eq!(run(&bdev, BioOp::Flush, 0), Ok(()));
+        assert_eq!(run(&bdev, BioOp::Write, CONN_LOST_BLOCK), Err(code::EAGAIN));
+        assert_eq!(insist(&bdev, BioOp::Read, 0), Ok(()));
+        assert_eq!(insist(&bdev, BioOp::Flush, 0), Ok(()), "{path}");
+        // It was not: that is so until somebody opens it again.
+        assert_eq!(insist(&bdev, BioOp::Write, 0), Ok(()));
+        assert_eq!(run(&bdev, BioOp::Write, CONN_LOST_BLOCK), Err(code::EAGAIN));
+        assert_eq!(insist(&bdev, BioOp::Read, 0), Ok(()));
+        for _ in 0..2 {
+            assert_eq!(insist(&bdev, BioOp::Write, 0), Ok(()));
+            assert_eq!(insist(&bdev, BioOp::Flush, 0), Err(code::EIO), "{path}");
+        }
+        close(bdev);
+        let bdev = open(&path).unwrap();
+        assert_eq!(run(&bdev, BioOp::Flush, 0), Ok(()));
+        close(bdev);
+    }
+}
+
 /// SYNCHRONIZE CACHE: sense key and additional codes, if it fails.
 fn sync(bdev: &BlockDevice, how: u8) -> Option<(u8, u8, u8)> {
     command(bdev, vec![0x35, 0, 0, 0, 0, how, 0, 0, 0, 0])

@@ -75,6 +75,11 @@ pub(super) fn is_flush(cdb: &[u8]) -> bool {
     matches!(cdb.first(), Some(0x35 | 0x91))
 }
 
+/// The same for all blocks.
+pub(super) fn flushes_all(cdb: &[u8]) -> bool {
+    is_flush(cdb) && lba(cdb) == 0 && transfer_length(cdb) == 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,5 +111,10 @@ mod tests {
         );
         assert_eq!(media(&[0x12, 0, 0, 0, 5, 0]), None);
         assert_eq!(media(&[]), None);
+        assert!(flushes_all(&[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]));
+        assert!(!flushes_all(&[0x35, 0, 0, 0, 0, 0, 0, 0, 1, 0]));
+        assert!(!flushes_all(&[
+            0x91, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0
+        ]));
     }
 }

@@ -126,9 +126,12 @@ pub(super) struct Device {
     timeout: Option<Delta>,
     /// Whether other servers have the device, too, and who may write.
     locking: Locking,
-    /// The status of the first flush that failed since somebody opened it: data may be lost, also if it was opened again since for a
-    /// lost connection.
+    /// The status of the first flush that failed since somebody opened it, or of one that would have to: data may be lost, also if
+    /// it was opened again since for a lost connection.
     lost: AtomicI32,
+    /// How many writes have ended well, and how many of them the handler has made durable since.
+    written: AtomicU64,
+    durable: AtomicU64,
     /// The handler wants the first write to a cluster to cover it.
     whole: Option<Whole>,
     pub(super) queue: WorkerQueue<Job>,
@@ -183,6 +186,8 @@ impl Device {
                 timeout,
                 locking: spec.lock,
                 lost: AtomicI32::new(abi::TCMU_STS_OK),
+                written: AtomicU64::new(0),
+                durable: AtomicU64::new(0),
                 whole: whole.and_then(Whole::new),
                 queue: WorkerQueue::new(),
                 table: Table::new(),
@@ -352,6 +357,9 @@ impl Device {
         let Some(step) = job.next_step(self.handler.calls) else {
             return self.finish(job.what, End::Good { resid: 0 });
         };
+        if job.flushes_all(step) {
+            job.covers = self.written.load(Ordering::SeqCst);
+        }
         let mut mem = self.table.take();
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let block = self.props.block_size();
@@ -415,6 +423,11 @@ impl Device {
             _ => said,
         };
         let good = said == abi::TCMU_STS_OK;
+        if good && job.flushes_all(step) {
+            self.durable.fetch_max(job.covers, Ordering::SeqCst);
+        } else if good && step == Step::Main && job.what.needs() == Need::Write {
+            self.written.fetch_add(1, Ordering::SeqCst);
+        }
         let resid = match (step, &mut job.patch) {
             (Step::Main, _) => {
                 let n = data.len() as u64;
@@ -460,7 +473,25 @@ impl Device {
         }
     }
 
-    /// The same for a flush that was passed through: its handler may have its own words for a failure.
+    /// The handler has closed the device, to open it again: what it kept in its cache may not be there any more, and the
+    /// next flush would succeed. (What goes with a lost lock is told by `lock_lost_untold`.)
+    fn closed_unflushed(&self) {
+        let written = self.written.load(Ordering::SeqCst);
+        let unflushed = self.durable.swap(written, Ordering::SeqCst) < written;
+        if !unflushed || !self.has_write_cache() || self.life.lock().lock_lost {
+            return;
+        }
+        let (ok, failed) = (abi::TCMU_STS_OK, abi::TCMU_STS_WR_ERR);
+        let first = (self.lost).compare_exchange(ok, failed, Ordering::Relaxed, Ordering::Relaxed);
+        if first.is_ok() {
+            pr_err!(
+                "{}: closed with writes that nobody has flushed, data may be lost",
+                self.path
+            );
+        }
+    }
+
+    /// [`Device::flushed`] for a flush that was passed through: its handler may have its own words for a failure.
     fn command_flushed(&self, said: c_int, sense: &SenseBuf) -> c_int {
         match said {
             abi::TCMU_STS_PASSTHROUGH_ERR if status::tells_failure(sense) => {
@@ -769,6 +800,7 @@ impl Device {
     #[doc(alias = "tcmu_reopen_dev")]
     fn reopen(&self) -> bool {
         self.handler.close(&self.mem);
+        self.closed_unflushed();
         loop {
             {
                 let mut life = self.life.lock();

@@ -107,6 +107,8 @@ pub(super) struct Job {
     pub(super) steps: Steps,
     /// For a write that is made larger.
     pub(super) patch: Option<Patch>,
+    /// For a flush: how many writes had ended when the handler was given it.
+    pub(super) covers: u64,
     pub(super) deadline: Instant,
 }
 
@@ -136,6 +138,7 @@ impl Job {
             what,
             steps,
             patch: None,
+            covers: 0,
             deadline,
         }
     }
@@ -147,6 +150,15 @@ impl Job {
                 Some((bio.pos(), bio.len as u64))
             }
             _ => None,
+        }
+    }
+
+    /// Whether a call that is part of it makes all durable that was written before.
+    pub(super) fn flushes_all(&self, step: Step) -> bool {
+        match (step, &self.what) {
+            (Step::Flush, _) => true,
+            (Step::Main, What::Scsi(cmd)) => cdb::flushes_all(&cmd.cdb),
+            _ => false,
         }
     }
 
