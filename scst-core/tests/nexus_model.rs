@@ -577,6 +577,17 @@ impl std::fmt::Display for Play {
     }
 }
 
+/// Tells the seed of a case that fails where the play is not to be shown any more.
+struct Told(u64);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("in the case of seed {}", self.0);
+        }
+    }
+}
+
 #[test]
 fn initiators_get_what_the_model_says() {
     let number = |name: &str, default: u64| {
@@ -589,6 +600,7 @@ fn initiators_get_what_the_model_says() {
         let name = format!("/dev/ram/nexus-{seed}");
         let store = ram::Ram::without_lending(BLOCKS * 512);
         let _disk = register_disk(&name, store).expect("new name");
+        let _told = Told(seed);
         let mut play = Play::new(seed, &name);
         for step in 0..STEPS {
             play.step = step;
