@@ -11,6 +11,7 @@
 use super::VdiskParams;
 use super::breaker::Breaker;
 use super::handler::apply;
+use super::mapped::MapGate;
 use super::store::{read_outcome, write_outcome};
 use super::walk::Lane;
 use crate::cmd::Cmd;
@@ -30,6 +31,7 @@ pub(super) struct FileStore {
     io: Arc<IoFile>,
     size_at_open: u64,
     breaker: Breaker,
+    mapped: MapGate,
     /// Shared by the requests of the engine.
     end: Arc<CmdEnd>,
 }
@@ -84,6 +86,7 @@ impl FileStore {
             io,
             size_at_open,
             breaker: Breaker::default(),
+            mapped: MapGate::default(),
             end: Arc::new(CmdEnd {
                 path: path.display().to_string(),
             }),
@@ -126,6 +129,9 @@ impl FileStore {
 
     /// Gives a command's read, write or flush to the engine, which completes it. Context: reactor; never sleeps.
     pub(super) fn submit(&self, mut cmd: Box<Cmd>, op: IoOp, pos: u64, len: usize) {
+        if matches!(op, IoOp::Flush | IoOp::FlushRange | IoOp::WriteDurable) {
+            self.mapped.flush();
+        }
         let end = Arc::clone(&self.end) as Arc<dyn IoEnd>;
         let mut req = IoReq::new(op, pos, len, end);
         if op.has_data() {
@@ -154,7 +160,7 @@ impl FileStore {
             return Inline::WouldBlock;
         } else {
             self.breaker
-                .watch(|| self.file().read_sg(sg, 0, len, pos, KiocbFlags::empty()))
+                .watch(|_| self.file().read_sg(sg, 0, len, pos, KiocbFlags::empty()))
         };
         match r {
             Ok(n) if n == len => Inline::Done(Ok(())),
@@ -170,8 +176,8 @@ impl FileStore {
         if !self.inline_wanted(len) || self.breaker.is_open() {
             return Inline::WouldBlock;
         }
-        let write = || {
-            if self.file().write_cached(sg, 0, len, pos) {
+        let write = |now| {
+            if self.mapped.wants(now, len) && self.file().write_cached(sg, 0, len, pos) {
                 return Ok(len);
             }
             self.file().write_sg(sg, 0, len, pos, KiocbFlags::empty())
@@ -184,6 +190,9 @@ impl FileStore {
     }
 
     pub(super) fn write_sync(&self, pos: u64, sg: &SGTable, len: usize, durable: bool) -> Result {
+        if durable {
+            self.mapped.flush();
+        }
         self.io.write(sg, 0, len, pos, durable)
     }
 
@@ -197,12 +206,14 @@ impl FileStore {
 
     /// Makes what was written durable; fails if that ever failed. Context: may sleep.
     pub(super) fn flush(&self) -> Result {
+        self.mapped.flush();
         self.io.flush()
     }
 
     /// A flush for which nobody waits (IMMED): a failure is told by the next one. Context: any; sleeps without an engine.
     pub(super) fn flush_in_background(&self) {
         if self.has_engine() {
+            self.mapped.flush();
             let end = Arc::clone(&self.end) as Arc<dyn IoEnd>;
             self.io.submit(IoReq::new(IoOp::Flush, 0, 0, end));
         } else if let Err(e) = self.flush() {

@@ -45,6 +45,7 @@ mod ident;
 mod inquiry;
 mod lba_status;
 mod log;
+mod mapped;
 mod medium;
 mod misc;
 mod mode;
