@@ -5,6 +5,7 @@
 //! cores others took meanwhile.
 
 mod engines;
+mod flame;
 mod insn;
 mod procs;
 mod report;
@@ -43,6 +44,7 @@ instead of the table:
   --target-cpus A,B CPUs of the target then (0)
   --scaling         sessions, reactors, LUNs, digests, memory and CPU of idle sessions
   --instructions    instructions per command under valgrind, against benches/instructions.tsv; --bless writes that
+  --flame           perf on each target under each workload: folded stacks and flame graphs in the build's folder
   --steps [NAME]    micro benches of the hot steps
   --primitives [P]  kshim's primitives beside those of std, parking_lot and crossbeam";
 
@@ -67,6 +69,7 @@ const CLIENT_CPU: usize = 1;
 enum Mode {
     Table,
     Engines,
+    Flame,
     Scaling,
     Instructions,
     Steps,
@@ -142,6 +145,7 @@ impl Options {
                 "--no-write" => o.write = false,
                 "--bless" => o.bless = true,
                 "--engines" => o.mode = Mode::Engines,
+                "--flame" => o.mode = Mode::Flame,
                 "--scaling" => o.mode = Mode::Scaling,
                 "--instructions" => o.mode = Mode::Instructions,
                 "--steps" => {
@@ -192,6 +196,7 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
     match options.mode {
         Mode::Table => table(&options, &bins),
         Mode::Engines => engines::run(&options, &bins),
+        Mode::Flame => flame::run(&options, &bins),
         Mode::Scaling => scale::run(&options, &bins),
         Mode::Instructions => insn::run(&bins, options.bless),
         Mode::Steps => steps(&options, &bins),
