@@ -346,7 +346,8 @@ impl File {
 
     /// Writes `len` bytes of `sg` from its byte `at` on to `pos` if that is a mere copy: the pages are in the page cache, and
     /// the file is one for which this is known to be right (regular, buffered, on ext4, XFS or tmpfs, in a part that was written
-    /// several times). Several times cheaper than [`File::write_sg`] then, and the same to all who read or sync the file.
+    /// several times). Several times cheaper than [`File::write_sg`] then, and the same to all who read or sync the file; but the next
+    /// sync may have MiBs to write for each page.
     ///
     /// `false`: it is not, or the copy failed midway; nothing counts as written, and [`File::write_sg`] tells what is wrong.
     ///

@@ -5,6 +5,9 @@
 //! mapping; the file system hears of it once, at the first write after each write-back (`page_mkwrite`). What such a write
 //! means is the same: it is in the page cache, where `read` finds it, and `fdatasync` makes it durable.
 //!
+//! But it hears of the folio: all of it becomes dirty, up to some MiB where the cache has large ones, and is written to the disk. So this is for
+//! files that are written much and flushed rarely, which the caller has to know.
+//!
 //! What is written so and what is not:
 //!
 //! - Only pages that are in the cache. `mincore` says so before; a page of which nothing is known is written by `pwrite`, which

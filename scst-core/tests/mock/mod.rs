@@ -587,7 +587,11 @@ impl Ini {
         for t in self.sess.tgt_devs() {
             let shared = t.dev.control.tst.load(Ordering::Relaxed) == 0;
             while !(t.is_quiescent() || shared && t.active_commands() == 0) {
-                assert!(Instant::now() < end, "the task set is not idle: {t:?}, {} commands", t.active_commands());
+                assert!(
+                    Instant::now() < end,
+                    "the task set is not idle: {t:?}, {} commands",
+                    t.active_commands()
+                );
                 kshim::time::delay::msleep(1);
             }
         }
