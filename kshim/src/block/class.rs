@@ -11,21 +11,22 @@ use crate::workqueue::Queue;
 
 static ROOT: LazyLock<Arc<Kobject>> = LazyLock::new(|| {
     let queue: OnceLock<Queue> = OnceLock::new();
-    if let Ok(q) = Queue::alloc_ordered("block_sysfs") {
-        // Nobody else has it yet.
-        let _ = queue.set(q);
-    }
-    let run = move |work: Work| match queue.get() {
-        Some(queue) => {
-            // Work that is refused is dropped: its writer is told.
-            if let Err(e) = queue.try_spawn(work) {
-                crate::pr_err!("no thread for a write to the block tree: {e}");
-            }
-        }
-        None => drop(work),
-    };
-    Kobject::root("block", Arc::new(run))
+    Kobject::root("block", Arc::new(move |work| run_store(&queue, work)))
 });
+
+/// Runs a write on the tree's queue, which begins with the first one. Work that is dropped is told to its writer.
+fn run_store(place: &OnceLock<Queue>, work: Work) {
+    let queue = place.get().map_or_else(
+        || {
+            let new = Queue::alloc_ordered("block_sysfs")?;
+            Ok(place.get_or_init(|| new))
+        },
+        Ok,
+    );
+    if let Err(e) = queue.and_then(|queue| queue.try_spawn(work)) {
+        crate::pr_err!("no thread for a write to the block tree: {e}");
+    }
+}
 
 /// Picks a number out of the limits.
 type Limit = fn(&QueueLimits) -> u64;
@@ -33,7 +34,7 @@ type Limit = fn(&QueueLimits) -> u64;
 /// The root of the tree of block drivers, in the place of `/sys/block`: a directory for each driver, in it one for each of
 /// its disks, and what else the driver has to set. A server shows it beside its own tree.
 ///
-/// Context: any; the first call may sleep.
+/// Context: any.
 #[doc(alias = "block_class")]
 pub fn class() -> &'static Arc<Kobject> {
     &ROOT
