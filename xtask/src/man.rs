@@ -32,7 +32,7 @@ pub(crate) fn run(dir: Option<&str>) -> Result<()> {
     };
     let man = dir.join("man");
     fs::create_dir_all(&man).with_context(|| man.display().to_string())?;
-    clap_mangen::generate_to(cli::Cli::command(), &man)?;
+    pages(cli::Cli::command(), &man)?;
     save(&man.join("scstadmin.1"), &scstadmin("man")?)?;
     for (shell, folder, file) in SHELLS {
         let folder = dir.join(folder);
@@ -44,6 +44,20 @@ pub(crate) fn run(dir: Option<&str>) -> Result<()> {
     let bash = dir.join("bash-completion");
     fs::rename(bash.join("scstd.bash"), bash.join("scstd"))?;
     println!("{}", dir.display());
+    Ok(())
+}
+
+/// The manual page of a command and those of its subcommands.
+fn pages(cmd: clap::Command, dir: &Path) -> Result<()> {
+    let mut cmd = cmd.disable_help_subcommand(true);
+    cmd.build();
+    let shown = cmd.get_subcommands().filter(|sub| !sub.is_hide_set());
+    for one in shown.chain([&cmd]) {
+        let page = clap_mangen::Man::new(one.clone());
+        // Its own name would be the subcommand's.
+        let page = page.source(concat!("scstd ", env!("CARGO_PKG_VERSION")));
+        page.generate_to(dir)?;
+    }
     Ok(())
 }
 
