@@ -288,7 +288,7 @@ fn set_pr_file(core: &Core, dev: &Arc<Device>, text: &str) -> Result {
     if let Some(other) = core.devices().iter().find(|other| taken(other)) {
         let (dev, other) = (dev.name(), other.name());
         kshim::pr_err!("{dev}: {} is the file of device {other}", path.display());
-        return Err(code::EBUSY);
+        return Err(code::EEXIST);
     }
     dev.set_pr_file(&path)
 }

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use kshim::error::code;
 use kshim::kobject::control::Client;
 use kshim::kobject::tree::TreeOps as _;
 use scst_tests::run_server::{RunOptions, RunServer};
@@ -170,4 +171,27 @@ fn reservations_without_aptpl_end_with_the_server() {
     assert_eq!(keys(&mut b), []);
     assert_eq!(reservation(&mut b), None);
     b.write_blocks(0, 0, &[2; 512]).unwrap();
+}
+
+#[test]
+fn no_two_devices_keep_their_state_in_one_file() {
+    let server = RunServer::start(&RunOptions::default());
+    let tree = Client::connect(&server.control()).expect("the control socket");
+    for device in ["n1", "n2"] {
+        let add = format!("add_device {device}");
+        tree.write("handlers/vdisk_nullio/mgmt", add.as_bytes())
+            .expect(device);
+    }
+    // Nobody may see a device whose file is to be another.
+    tree.write("targets/copy_manager/copy_manager_tgt/luns/mgmt", b"clear")
+        .expect("no LUNs");
+    let dir = server.dir.join("state/pr");
+    let set = |device: &str, file: &str| {
+        let path = format!("devices/{device}/pr_file_name");
+        tree.write(&path, dir.join(file).to_str().unwrap().as_bytes())
+    };
+    assert_eq!(set("n2", "n1"), Err(code::EEXIST));
+    set("n2", "other").expect("nobody's");
+    assert_eq!(set("n1", "other"), Err(code::EEXIST));
+    set("n1", "n2").expect("nobody's any more");
 }
