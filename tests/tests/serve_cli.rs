@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -103,6 +104,23 @@ fn bad_command_lines_are_refused_with_one_line() {
         (&["serve", "1G", "--poll-us", "2000000"], "--poll-us"),
     ] {
         refused(dir, args, says);
+    }
+}
+
+#[test]
+fn arguments_that_are_no_text_are_refused_with_one_line() {
+    for arg in [&b"\xff"[..], b"serve\xff", b"--\xff"] {
+        let out = Command::new(scstd())
+            .arg(std::ffi::OsStr::from_bytes(arg))
+            .output()
+            .unwrap();
+        let says = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(
+            (out.status.code(), says.lines().count()),
+            (Some(2), 1),
+            "{says}"
+        );
+        assert!(says.contains("(see scstd "), "{says}");
     }
 }
 

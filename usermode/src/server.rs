@@ -156,7 +156,9 @@ impl Server {
             return Ok(self.core.register_virtual_device(&spec.name, tcmur)?);
         }
         let params = self.vdisk_params(spec)?;
-        let vdisk = Vdisk::new(&spec.name, &params).with_context(what)?;
+        // The error says itself what is behind it.
+        let vdisk = Vdisk::new(&spec.name, &params);
+        let vdisk = vdisk.map_err(|e| anyhow::anyhow!("{}: {e}", what()))?;
         Ok(self.core.register_virtual_device(&spec.name, vdisk)?)
     }
 
