@@ -536,6 +536,10 @@ impl Play {
             });
             self.compare();
         }
+        // The end of one ACA may let a command of another nexus go on that makes the next.
+        if self.model.has_aca() {
+            return self.finish();
+        }
         while let Some(i) = self.model.in_gate().first().copied() {
             self.log.push(format!("{i} is done"));
             self.model.release(i);
