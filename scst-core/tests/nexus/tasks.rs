@@ -55,6 +55,8 @@ pub struct Task {
     hold: bool,
     pub at: At,
     /// Its turn is over only when it is complete.
+    /// It never entered the task set, for an ACA.
+    refused: bool,
     on_done: bool,
     /// Who is ordered behind it need not wait for it (any more).
     passed: bool,
@@ -77,7 +79,7 @@ impl Task {
         matches!(self.result, Some(Expect::Check(..)))
     }
     fn is_numbered(&self) -> bool {
-        matches!(self.q, QueueType::Simple | QueueType::Ordered)
+        !self.refused && matches!(self.q, QueueType::Simple | QueueType::Ordered)
     }
 }
 
@@ -254,6 +256,7 @@ impl Model {
             hold,
             at: At::Ready(Stage::Order),
             on_done: naca || q == QueueType::Ordered || self.ctl.qam == 0,
+            refused: refused.is_some(),
             passed: refused.is_some(),
             done: refused.is_some(),
             on_dev: false,
