@@ -78,7 +78,11 @@ pub(crate) fn start_reactors(cpus: usize, poller: Poller) -> Result<Vec<Reactor>
     let start = |n| {
         let mut config = ReactorConfig::new(format!("reactor{n}"));
         config.poller = poller;
-        Reactor::spawn(config).with_context(|| format!("reactor {n} cannot be started"))
+        let what = || match poller {
+            PollerKind::Uring => format!("--poller uring: reactor {n} cannot be started"),
+            _ => format!("reactor {n} cannot be started"),
+        };
+        Reactor::spawn(config).with_context(what)
     };
     let reactors: Vec<Reactor> = (0..cpus.max(1)).map(start).collect::<Result<_>>()?;
     if let Some(r) = reactors.first() {

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use crate::error::{Result, code};
 use crate::sys::linux::unix as sys;
 
+/// Bytes of the longest name of a socket.
+const MAX_PATH: usize = 107;
+
 /// A listening socket with a name in the file system. Only this user may connect. The name goes when it is dropped.
 ///
 /// A lock file beside it, `NAME.lock`, tells a live server from a dead one; it stays.
@@ -26,6 +29,10 @@ impl LocalListener {
     ///
     /// Errors: EADDRINUSE (a live process has it), EEXIST (the name is no socket), EACCES, ENAMETOOLONG (over 107 bytes).
     pub fn bind(path: &Path) -> Result<LocalListener> {
+        // Before anything is made beside it.
+        if path.as_os_str().len() > MAX_PATH {
+            return Err(code::ENAMETOOLONG);
+        }
         if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
             sys::create_private_dir(dir)?;
         }
@@ -177,6 +184,20 @@ mod tests {
         a.shutdown();
         assert_eq!(b.recv_exact(&mut buf).unwrap_err(), code::EIO);
         assert_eq!(b.recv_exact(&mut buf).unwrap_err(), code::ENOTCONN);
+    }
+
+    #[test]
+    fn a_name_that_is_too_long_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let left = || std::fs::read_dir(dir.path()).unwrap().count();
+        let base = dir.path().as_os_str().len() + 1;
+        let longest = dir.path().join("n".repeat(MAX_PATH - base));
+        drop(LocalListener::bind(&longest).unwrap());
+        // The lock file stays.
+        assert_eq!(left(), 1);
+        let longer = dir.path().join("n".repeat(MAX_PATH - base + 1));
+        let refused = LocalListener::bind(&longer).unwrap_err();
+        assert_eq!((refused, left()), (code::ENAMETOOLONG, 1));
     }
 
     #[test]
