@@ -125,6 +125,25 @@ impl Server {
         assert!(done.success());
     }
 
+    /// Has it stand still. Each of its threads: one may still answer when the signal has been sent.
+    fn pause(&self) {
+        self.signal("-STOP");
+        let tasks = format!("/proc/{}/task", self.child.as_ref().unwrap().id());
+        let is_stopped = |task: &fs::DirEntry| {
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            let state = stat.rsplit_once(") ").map(|(_, s)| s.starts_with('T'));
+            state.unwrap_or_default()
+        };
+        let end = Instant::now() + LIMIT;
+        while !fs::read_dir(&tasks)
+            .unwrap()
+            .all(|t| is_stopped(&t.unwrap()))
+        {
+            assert!(Instant::now() < end, "it must stop");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     fn path(&self, export: &str) -> String {
         static ONCE: Once = Once::new();
         ONCE.call_once(|| nbd::init().unwrap());
@@ -385,7 +404,7 @@ fn a_server_that_is_killed_stopped_or_resized_is_lived_with() {
         assert!(reader.join().unwrap().unwrap() == data);
     });
     // It stands still: requests fail after three times a second, and work when it goes on.
-    server.signal("-STOP");
+    server.pause();
     let start = Instant::now();
     assert_eq!(read(&disk, 0, 512), Err(code::ETIMEDOUT));
     assert!(start.elapsed() > Duration::from_secs(2));
