@@ -11,7 +11,7 @@ use std::ops::Range;
 ///
 /// For each byte `last` knows the newest range that covers it. Who comes waits for those whose pieces it overlaps with: all
 /// older ones there have one of these behind them. So entering and leaving cost the logarithm of the number of ranges, however
-/// many there are on one byte, and what is free allocates nothing.
+/// many there are on one byte; slots are used again.
 #[doc(alias = "serialize_rb")]
 #[doc(alias = "wait_for_serialization")]
 pub(crate) struct Order<T> {
